@@ -1,0 +1,2 @@
+//! Bare-metal test guests.
+fn main() {}

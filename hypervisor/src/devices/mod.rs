@@ -1,0 +1,1 @@
+//! The virtual devices of a guest: pure logic, no register access.

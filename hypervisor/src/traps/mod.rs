@@ -1,0 +1,1 @@
+//! Traps of a guest, decoded from values: exits, system registers, injected exceptions.

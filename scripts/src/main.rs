@@ -1,0 +1,2 @@
+//! The host tool behind `scripts/setup`, `scripts/run` and `scripts/test`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Counts instructions per exception level.
