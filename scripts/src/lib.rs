@@ -1,0 +1,10 @@
+//! The host tool of tagvisor as a library: set-up, the machine that QEMU runs, the bundle, runs and their reports.
+//!
+//! `scripts/setup`, `scripts/run` and `scripts/test` are thin wrappers over the program of the same package; the QEMU
+//! tests use the library.
+#![allow(clippy::indexing_slicing)]
+
+pub mod paths;
+pub mod process;
+pub mod progress;
+pub mod setup;
