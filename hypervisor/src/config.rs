@@ -1,0 +1,316 @@
+//! The configuration: the bundle's first file, one `key value` per line, written by the host tool from the user's TOML.
+//!
+//! The format is versioned by its first line. What a line may say is checked here again: a boot loader may pass anything.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// When a page of a guest gets its tag storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyChoice {
+    /// Lazy if all CPUs have FEAT_MTE_PERM, else eager.
+    #[default]
+    Auto,
+    /// The whole carve-out stays reserved: the baseline.
+    Static,
+    /// At the guest's first access to the page.
+    Eager,
+    /// At the guest's first tag access to the page.
+    Lazy,
+}
+
+/// One VM as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Name, unique.
+    pub name: String,
+    /// Name of the kernel's file in the bundle.
+    pub kernel: String,
+    /// Name of the initrd's file in the bundle.
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// RAM, bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Whether the guest sees MTE.
+    pub mte: bool,
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Policy for all VMs.
+    pub policy: PolicyChoice,
+    /// No terminal: guest lines are prefixed, a reset ends its VM.
+    pub batch: bool,
+    /// Announces the JSON report on the console; none: no JSON report.
+    pub report_key: Option<String>,
+    /// Highest level that is logged.
+    pub log: log::LevelFilter,
+    /// The VMs, in start order.
+    pub vms: Vec<VmConfig>,
+}
+
+/// Smallest and largest RAM of a VM, bytes; both ends of what the 36-bit guest address space takes above 1 GiB.
+const MEMORY_LIMITS: core::ops::RangeInclusive<u64> = (2 << 20)..=(63 << 30);
+/// RAM comes in whole 2 MiB.
+const MEMORY_STEP: u64 = 2 << 20;
+/// Largest number of vCPUs of a VM.
+pub const MAX_VCPUS: usize = 8;
+/// Largest number of VMs.
+pub const MAX_VMS: usize = 64;
+
+/// What is wrong with a configuration, and in which line (from 1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The line, from 1; 0 if it is the file as a whole.
+    pub line: usize,
+    /// What is wrong and what would be right.
+    pub problem: Problem,
+}
+
+/// The kinds of mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Not UTF-8.
+    NotText,
+    /// The first line is not `tagvisor 1`.
+    Version,
+    /// A key that this version does not know, or not here.
+    UnknownKey(String),
+    /// A value that the key does not take; what it takes.
+    BadValue(String, &'static str),
+    /// A key of a VM before any `vm` line.
+    OutsideVm(String),
+    /// Two VMs of one name.
+    DuplicateName(String),
+    /// A VM without a mandatory key.
+    Missing(String, &'static str),
+    /// No VM at all.
+    NoVm,
+    /// Too many VMs.
+    TooManyVms,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.line > 0 {
+            write!(f, "tagvisor.conf line {}: ", self.line)?;
+        } else {
+            write!(f, "tagvisor.conf: ")?;
+        }
+        match &self.problem {
+            Problem::NotText => write!(f, "not UTF-8 text"),
+            Problem::Version => write!(f, "the first line must be `tagvisor 1`: make the bundle with this version's tool"),
+            Problem::UnknownKey(key) => write!(f, "unknown key `{key}`"),
+            Problem::BadValue(value, expected) => write!(f, "`{value}` is not {expected}"),
+            Problem::OutsideVm(key) => write!(f, "`{key}` belongs after a `vm` line"),
+            Problem::DuplicateName(name) => write!(f, "two VMs are named `{name}`"),
+            Problem::Missing(name, key) => write!(f, "VM `{name}` has no `{key}`"),
+            Problem::NoVm => write!(f, "no VM is configured"),
+            Problem::TooManyVms => write!(f, "more than {MAX_VMS} VMs"),
+        }
+    }
+}
+
+impl Config {
+    /// Parses the configuration file of a bundle.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake, with its line.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let whole = |problem| ConfigError { line: 0, problem };
+        let text = core::str::from_utf8(bytes).map_err(|_| whole(Problem::NotText))?;
+        let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
+        if lines.next().map(|(_, line)| line.trim_end()) != Some("tagvisor 1") {
+            return Err(ConfigError { line: 1, problem: Problem::Version });
+        }
+        let mut config = Self {
+            policy: PolicyChoice::Auto,
+            batch: false,
+            report_key: None,
+            log: log::LevelFilter::Info,
+            vms: Vec::new(),
+        };
+        for (line, content) in lines {
+            let content = content.trim();
+            if content.is_empty() || content.starts_with('#') {
+                continue;
+            }
+            let (key, value) = content.split_once(' ').unwrap_or((content, ""));
+            config.apply(key, value.trim()).map_err(|problem| ConfigError { line, problem })?;
+        }
+        config.check().map_err(whole)?;
+        Ok(config)
+    }
+
+    fn apply(&mut self, key: &str, value: &str) -> Result<(), Problem> {
+        match key {
+            "policy" => self.policy = choose(value, POLICIES, "auto, static, eager or lazy")?,
+            "batch" => self.batch = switch(value)?,
+            "report-key" => self.report_key = Some(report_key(value)?),
+            "log" => self.log = choose(value, LEVELS, "error, warn, info, debug or trace")?,
+            "vm" => self.begin_vm(value)?,
+            _ => {
+                let vm = self.vms.last_mut().ok_or_else(|| {
+                    if VM_KEYS.contains(&key) { Problem::OutsideVm(key.to_string()) } else { Problem::UnknownKey(key.to_string()) }
+                })?;
+                vm.apply(key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_vm(&mut self, name: &str) -> Result<(), Problem> {
+        let valid = !name.is_empty()
+            && name.len() <= 32
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+        if !valid || name == "tagvisor" {
+            return Err(bad(name, "a VM's name: 1 to 32 of a-z A-Z 0-9 - _ . and not `tagvisor`"));
+        }
+        if self.vms.iter().any(|vm| vm.name == name) {
+            return Err(Problem::DuplicateName(name.to_string()));
+        }
+        if self.vms.len() == MAX_VMS {
+            return Err(Problem::TooManyVms);
+        }
+        self.vms.push(VmConfig {
+            name: name.to_string(),
+            kernel: String::new(),
+            initrd: None,
+            cmdline: String::new(),
+            memory: 0,
+            vcpus: 1,
+            mte: true,
+        });
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        if self.vms.is_empty() {
+            return Err(Problem::NoVm);
+        }
+        for vm in &self.vms {
+            if vm.kernel.is_empty() {
+                return Err(Problem::Missing(vm.name.clone(), "kernel"));
+            }
+            if vm.memory == 0 {
+                return Err(Problem::Missing(vm.name.clone(), "memory"));
+            }
+        }
+        Ok(())
+    }
+}
+
+const VM_KEYS: [&str; 6] = ["kernel", "initrd", "cmdline", "memory", "vcpus", "mte"];
+const POLICIES: &[(&str, PolicyChoice)] = &[
+    ("auto", PolicyChoice::Auto),
+    ("static", PolicyChoice::Static),
+    ("eager", PolicyChoice::Eager),
+    ("lazy", PolicyChoice::Lazy),
+];
+const LEVELS: &[(&str, log::LevelFilter)] = &[
+    ("error", log::LevelFilter::Error),
+    ("warn", log::LevelFilter::Warn),
+    ("info", log::LevelFilter::Info),
+    ("debug", log::LevelFilter::Debug),
+    ("trace", log::LevelFilter::Trace),
+];
+
+impl VmConfig {
+    fn apply(&mut self, key: &str, value: &str) -> Result<(), Problem> {
+        match key {
+            "kernel" => self.kernel = value.to_string(),
+            "initrd" => self.initrd = Some(value.to_string()),
+            "cmdline" => self.cmdline = value.to_string(),
+            "memory" => {
+                self.memory = value
+                    .parse()
+                    .ok()
+                    .filter(|bytes: &u64| MEMORY_LIMITS.contains(bytes) && bytes.is_multiple_of(MEMORY_STEP))
+                    .ok_or_else(|| bad(value, "a number of bytes: a multiple of 2 MiB, 2 MiB to 63 GiB"))?;
+            }
+            "vcpus" => {
+                self.vcpus = value
+                    .parse()
+                    .ok()
+                    .filter(|count| (1..=MAX_VCPUS).contains(count))
+                    .ok_or_else(|| bad(value, "a number of vCPUs: 1 to 8"))?;
+            }
+            "mte" => self.mte = switch(value)?,
+            _ => return Err(Problem::UnknownKey(key.to_string())),
+        }
+        Ok(())
+    }
+}
+
+fn bad(value: &str, expected: &'static str) -> Problem {
+    Problem::BadValue(value.to_string(), expected)
+}
+
+fn choose<T: Copy>(value: &str, among: &[(&str, T)], expected: &'static str) -> Result<T, Problem> {
+    among.iter().find(|(name, _)| *name == value).map(|(_, chosen)| *chosen).ok_or_else(|| bad(value, expected))
+}
+
+fn switch(value: &str) -> Result<bool, Problem> {
+    choose(value, &[("on", true), ("off", false)], "on or off")
+}
+
+fn report_key(value: &str) -> Result<String, Problem> {
+    if (1..=64).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(value.to_string())
+    } else {
+        Err(bad(value, "a report key: 1 to 64 hexadecimal digits"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "tagvisor 1\npolicy lazy\nbatch on\nreport-key 00ff\n# a comment\n\nvm a\nkernel image-0\ninitrd image-1\n\
+        memory 536870912\nvcpus 2\nmte off\ncmdline console=ttyAMA0  two  spaces\nvm b\nkernel image-0\nmemory 2097152\n";
+
+    #[test]
+    fn all_keys_are_understood() {
+        let config = Config::parse(GOOD.as_bytes()).unwrap();
+        assert_eq!((config.policy, config.batch, config.report_key.as_deref()), (PolicyChoice::Lazy, true, Some("00ff")));
+        let [a, b] = &config.vms[..] else { panic!("two VMs") };
+        assert_eq!((a.memory, a.vcpus, a.mte, a.initrd.as_deref()), (512 << 20, 2, false, Some("image-1")));
+        assert_eq!(a.cmdline, "console=ttyAMA0  two  spaces");
+        assert_eq!((b.vcpus, b.mte, b.initrd.as_deref()), (1, true, None));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let table = [
+            ("", "line 1: the first line must be"),
+            ("tagvisor 2\n", "line 1: the first line must be"),
+            ("tagvisor 1\n", "no VM is configured"),
+            ("tagvisor 1\npolicy fast\n", "line 2: `fast` is not auto, static, eager or lazy"),
+            ("tagvisor 1\nbatch yes\n", "line 2: `yes` is not on or off"),
+            ("tagvisor 1\nreport-key x y\n", "line 2: `x y` is not a report key"),
+            ("tagvisor 1\nlog loud\n", "line 2: `loud` is not error"),
+            ("tagvisor 1\nmemory 4\n", "line 2: `memory` belongs after a `vm` line"),
+            ("tagvisor 1\ncolour red\n", "line 2: unknown key `colour`"),
+            ("tagvisor 1\nvm a\ncolour red\n", "line 3: unknown key `colour`"),
+            ("tagvisor 1\nvm a b\n", "line 2: `a b` is not a VM's name"),
+            ("tagvisor 1\nvm tagvisor\n", "line 2: `tagvisor` is not a VM's name"),
+            ("tagvisor 1\nvm a\nvm a\n", "line 3: two VMs are named `a`"),
+            ("tagvisor 1\nvm a\nmemory 4096\n", "line 3: `4096` is not a number of bytes"),
+            ("tagvisor 1\nvm a\nmemory 99999999999999999999\n", "is not a number of bytes"),
+            ("tagvisor 1\nvm a\nvcpus 0\n", "line 3: `0` is not a number of vCPUs"),
+            ("tagvisor 1\nvm a\nkernel k\n", "VM `a` has no `memory`"),
+            ("tagvisor 1\nvm a\nmemory 2097152\n", "VM `a` has no `kernel`"),
+        ];
+        for (text, expected) in table {
+            let message = Config::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{text:?} gave {message:?}, not {expected:?}");
+        }
+        assert!(Config::parse(&[0xff, 0xfe]).is_err());
+    }
+}
