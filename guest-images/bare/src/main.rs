@@ -1,2 +1,0 @@
-//! Bare-metal test guests.
-fn main() {}

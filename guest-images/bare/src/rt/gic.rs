@@ -1,0 +1,89 @@
+//! As much of GICv3 and the virtual timer as the programs need on one CPU.
+
+use crate::{read_sys, write_sys};
+
+/// The distributor.
+pub const DISTRIBUTOR: u64 = 0x0800_0000;
+/// The first CPU's redistributor.
+pub const REDISTRIBUTOR: u64 = 0x080a_0000;
+/// The redistributor's frame for SGIs and PPIs.
+const SGI_FRAME: u64 = REDISTRIBUTOR + 0x1_0000;
+
+/// The virtual timer's INTID.
+pub const TIMER: u64 = 27;
+/// The INTID that says "nothing pending".
+pub const SPURIOUS: u64 = 1023;
+
+/// Reads 32 bits of a device.
+pub fn read32(address: u64) -> u32 {
+    // SAFETY: a device register, mapped as device memory; an access that aborts is skipped by the vectors.
+    unsafe { (address as *const u32).read_volatile() }
+}
+
+/// Writes 32 bits of a device.
+pub fn write32(address: u64, value: u32) {
+    // SAFETY: as for `read32`; no device of the programs' machine does DMA.
+    unsafe { (address as *mut u32).write_volatile(value) }
+}
+
+/// Enables group 1, and SGIs, PPIs and SPI 40 for this CPU.
+pub fn enable() {
+    write_sys!("S3_0_C12_C12_5", read_sys!("S3_0_C12_C12_5") | 1); // ICC_SRE_EL1.SRE
+    write32(DISTRIBUTOR, 0x12); // ARE_NS, EnableGrp1
+    write32(REDISTRIBUTOR + 0x14, 0); // GICR_WAKER: awake
+    write32(SGI_FRAME + 0x80, !0); // GICR_IGROUPR0
+    write32(SGI_FRAME + 0x100, 1 << TIMER | 0xffff); // GICR_ISENABLER0
+    write32(DISTRIBUTOR + 0x84, !0); // GICD_IGROUPR1
+    write32(DISTRIBUTOR + 0x104, 1 << 8); // GICD_ISENABLER1: INTID 40
+    write_sys!("S3_0_C4_C6_0", 0xff); // ICC_PMR_EL1
+    write_sys!("S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1
+}
+
+/// Makes INTID 40 pending, to be taken by this CPU.
+pub fn raise_spi() {
+    // SAFETY: GICD_IROUTER40 is a 64-bit register.
+    unsafe { ((DISTRIBUTOR + 0x6000 + 8 * 40) as *mut u64).write_volatile(0) };
+    write32(DISTRIBUTOR + 0x204, 1 << 8); // GICD_ISPENDR1
+}
+
+/// Acknowledges the highest pending interrupt; [`SPURIOUS`] if there is none.
+pub fn acknowledge() -> u64 {
+    read_sys!("S3_0_C12_C12_0") & 0xff_ffff // ICC_IAR1_EL1
+}
+
+/// Ends interrupt `id`.
+pub fn end(id: u64) {
+    write_sys!("S3_0_C12_C12_1", id); // ICC_EOIR1_EL1
+}
+
+/// Sends SGI `id` to the CPUs of `targets` in affinity 0.0.0.
+pub fn send_sgi(id: u64, targets: u64) {
+    write_sys!("S3_0_C12_C11_5", id << 24 | targets); // ICC_SGI1R_EL1
+}
+
+/// Whether an interrupt waits for this CPU (ISR_EL1.I).
+pub fn is_pending() -> bool {
+    read_sys!("ISR_EL1") & 1 << 7 != 0
+}
+
+/// Starts the virtual timer, to fire in `ticks`.
+pub fn start_timer(ticks: u64) {
+    write_sys!("CNTV_TVAL_EL0", ticks);
+    write_sys!("CNTV_CTL_EL0", 1);
+}
+
+/// Stops the virtual timer.
+pub fn stop_timer() {
+    write_sys!("CNTV_CTL_EL0", 0);
+}
+
+/// Waits until the virtual counter has advanced by `ticks`, or `done` holds; whether it held.
+pub fn wait(ticks: u64, done: impl Fn() -> bool) -> bool {
+    let start = read_sys!("CNTVCT_EL0");
+    while read_sys!("CNTVCT_EL0").wrapping_sub(start) < ticks {
+        if done() {
+            return true;
+        }
+    }
+    done()
+}
