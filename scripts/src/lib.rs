@@ -4,7 +4,11 @@
 //! tests use the library.
 #![allow(clippy::indexing_slicing)]
 
+pub mod board;
+pub mod bundle;
+pub mod image;
 pub mod paths;
 pub mod process;
 pub mod progress;
+pub mod run;
 pub mod setup;

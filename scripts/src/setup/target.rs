@@ -130,6 +130,9 @@ fn build(toolchain: &Toolchain, work: &Work) -> Result<()> {
         "[package]\nname = \"empty\"\nedition = \"2024\"\n[lib]\npath = \"lib.rs\"\n[workspace]\n",
     )?;
     fs::write(empty.join("lib.rs"), "#![no_std]\n")?;
+    // With bitcode, or a build with link-time optimization fails; without this machine's paths.
+    let sources = library.display();
+    let flags = format!("-Cembed-bitcode=yes\u{1f}--remap-path-prefix={sources}=/rustc/library");
     let mut cargo = Command::new("cargo");
     cargo
         .args([
@@ -141,7 +144,7 @@ fn build(toolchain: &Toolchain, work: &Work) -> Result<()> {
         ])
         .arg("-Zbuild-std-features=compiler-builtins-mem")
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", "-Cembed-bitcode=yes")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env("RUSTUP_TOOLCHAIN", &toolchain.sysroot)
         .env("CARGO_TARGET_DIR", empty.join("target"))
         .env("__CARGO_TESTS_ONLY_SRC_ROOT", &library)

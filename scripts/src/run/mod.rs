@@ -1,0 +1,3 @@
+//! Running the machine.
+
+pub mod scratch;
