@@ -1,0 +1,286 @@
+//! Trapped system registers and instructions: a default-deny table.
+//!
+//! What is not named is UNDEFINED, which is how everything hidden looks: PMU, AMU, SPE, trace, SVE,
+//! SME, RAS records, LORegions, MTE without tags, and whatever comes next. Encodings: DDI 0487,
+//! section D24.2, D23.1 for the instructions.
+
+use super::esr::SysRegTrap;
+use super::id_regs::{GuestShape, IdReg, IdRegs};
+
+/// What the caller has to do for a trapped access. After all but `Undefined` the PC advances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SysRegOutcome {
+    /// Put this into Rt (nowhere if Rt is 31).
+    Read(u64),
+    /// Nothing.
+    WriteIgnored,
+    /// Write the hardware register: the guest's view of it is recorded already.
+    WriteHardware(HardwareReg, u64),
+    /// Send a software generated interrupt.
+    Sgi {
+        /// Which register was written.
+        register: SgiReg,
+        /// The value.
+        value: u64,
+    },
+    /// Cache maintenance by set and way. With FEAT_S2FWB there is nothing to do.
+    SetWay,
+    /// The EL1 physical timer: a read gives Rt the answer.
+    PhysicalTimer {
+        /// Which register.
+        register: TimerReg,
+        /// The value of a write, None for a read.
+        write: Option<u64>,
+    },
+    /// Inject [`super::inject::Exception::Undefined`]. The PC stays.
+    Undefined,
+}
+
+/// A register that is written through, with the guest's view in [`VcpuSysRegs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HardwareReg {
+    /// MDSCR_EL1.
+    MdscrEl1,
+    /// CPACR_EL1.
+    CpacrEl1,
+}
+
+/// The registers that send interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SgiReg {
+    /// ICC_SGI1R_EL1: group 1 of the own security state.
+    Sgi1r,
+    /// ICC_ASGI1R_EL1: group 1 of the other security state.
+    Asgi1r,
+    /// ICC_SGI0R_EL1: group 0.
+    Sgi0r,
+}
+
+/// The registers of the EL1 physical timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerReg {
+    /// CNTP_TVAL_EL0.
+    Tval,
+    /// CNTP_CTL_EL0.
+    Ctl,
+    /// CNTP_CVAL_EL0.
+    Cval,
+}
+
+/// The state of one vCPU behind its trapped registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuSysRegs {
+    mdscr: u64,
+    cpacr: u64,
+    os_locked: bool,
+}
+
+/// Bits of MDSCR_EL1.
+mod mdscr {
+    pub const SS: u64 = 1 << 0;
+    pub const TDCC: u64 = 1 << 12;
+    pub const KDE: u64 = 1 << 13;
+    pub const MDE: u64 = 1 << 15;
+    pub const ALLOWED: u64 = SS | TDCC | KDE | MDE;
+    pub const WITH_OS_LOCK: u64 = TDCC;
+}
+
+/// Fields of CPACR_EL1.
+mod cpacr {
+    pub const ZEN: u64 = 0b11 << 16;
+    pub const FPEN: u64 = 0b11 << 20;
+    pub const SMEN: u64 = 0b11 << 24;
+}
+
+impl Default for VcpuSysRegs {
+    fn default() -> Self {
+        Self::RESET
+    }
+}
+
+impl VcpuSysRegs {
+    /// After a reset: FP traps, debug is off, the OS lock is locked.
+    pub const RESET: Self = Self {
+        mdscr: 0,
+        cpacr: 0,
+        os_locked: true,
+    };
+
+    /// The value for MDSCR_EL1 of the hardware. Its own OS lock must be unlocked.
+    pub const fn mdscr_el1(&self) -> u64 {
+        if self.os_locked {
+            self.mdscr & mdscr::WITH_OS_LOCK
+        } else {
+            self.mdscr
+        }
+    }
+
+    /// The value for CPACR_EL1 of the hardware.
+    ///
+    /// SVE and SME must not trap to EL1, where they would be reported as such (EC 0x19, 0x1D): they
+    /// pass here, trap to EL2 by CPTR_EL2, and become UNDEFINED.
+    pub fn cpacr_el1(&self, hw: &IdRegs) -> u64 {
+        let zen = if hw.has_sve() { cpacr::ZEN } else { 0 };
+        let smen = if hw.has_sme() { cpacr::SMEN } else { 0 };
+        self.cpacr | zen | smen
+    }
+}
+
+/// The machine that a trapped access meets.
+#[derive(Clone, Copy, Debug)]
+pub struct SysRegContext<'a> {
+    /// The hardware's ID registers.
+    pub hw: &'a IdRegs,
+    /// The guest's shape.
+    pub shape: GuestShape,
+}
+
+/// Answers a trapped access. `rt_value` is the register named by Rt, for a write.
+pub fn emulate(
+    trap: SysRegTrap,
+    rt_value: u64,
+    context: SysRegContext,
+    regs: &mut VcpuSysRegs,
+) -> SysRegOutcome {
+    let write = trap
+        .write
+        .then_some(if trap.rt == 31 { 0 } else { rt_value });
+    match (trap.op0, trap.op1, trap.crn) {
+        (1, 0, 7) => data_cache(trap, context.shape),
+        (2, _, _) => debug(trap, write, regs),
+        (3, 0, 0) => identification(trap, context),
+        (3, 0, 1) => control(trap, write, context, regs),
+        // AIDR_EL1, by TID1 like SMIDR_EL1. IMPLEMENTATION DEFINED, and nothing to say.
+        (3, 1, 0) if (trap.crm, trap.op2) == (0, 7) && write.is_none() => SysRegOutcome::Read(0),
+        (3, 0, 12) => software_interrupt(trap, write),
+        (3, 3, 14) => physical_timer(trap, write),
+        _ => SysRegOutcome::Undefined,
+    }
+}
+
+/// DC by set and way: (CRm, op2). The forms with tags need a guest with tags.
+fn data_cache(trap: SysRegTrap, shape: GuestShape) -> SysRegOutcome {
+    match (trap.crm, trap.op2) {
+        (6 | 10 | 14, 2) => SysRegOutcome::SetWay,
+        (6 | 10 | 14, 4 | 6) if shape.mte => SysRegOutcome::SetWay,
+        _ => SysRegOutcome::Undefined,
+    }
+}
+
+/// ID registers of op1 0, by HCR_EL2.TID3, and REVIDR_EL1, by TID1.
+fn identification(trap: SysRegTrap, context: SysRegContext) -> SysRegOutcome {
+    let id = IdReg {
+        crm: trap.crm,
+        op2: trap.op2,
+    };
+    match (trap.write, id.crm, id.op2) {
+        (false, 0, 6) => SysRegOutcome::Read(context.hw.revidr),
+        (false, 1..=7, _) => SysRegOutcome::Read(context.hw.for_guest(id, context.shape)),
+        _ => SysRegOutcome::Undefined,
+    }
+}
+
+/// ACTLR_EL1 (RAZ/WI) and CPACR_EL1.
+fn control(
+    trap: SysRegTrap,
+    write: Option<u64>,
+    context: SysRegContext,
+    regs: &mut VcpuSysRegs,
+) -> SysRegOutcome {
+    match (trap.crm, trap.op2, write) {
+        (0, 1, _) => raz_wi(write),
+        (0, 2, None) => SysRegOutcome::Read(regs.cpacr),
+        (0, 2, Some(value)) => {
+            regs.cpacr = value & cpacr::FPEN;
+            SysRegOutcome::WriteHardware(HardwareReg::CpacrEl1, regs.cpacr_el1(context.hw))
+        }
+        _ => SysRegOutcome::Undefined,
+    }
+}
+
+fn software_interrupt(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
+    let register = match (trap.crm, trap.op2) {
+        (11, 5) => SgiReg::Sgi1r,
+        (11, 6) => SgiReg::Asgi1r,
+        (11, 7) => SgiReg::Sgi0r,
+        _ => return SysRegOutcome::Undefined,
+    };
+    write.map_or(SysRegOutcome::Undefined, |value| SysRegOutcome::Sgi {
+        register,
+        value,
+    })
+}
+
+fn physical_timer(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
+    let register = match (trap.crm, trap.op2) {
+        (2, 0) => TimerReg::Tval,
+        (2, 1) => TimerReg::Ctl,
+        (2, 2) => TimerReg::Cval,
+        _ => return SysRegOutcome::Undefined,
+    };
+    SysRegOutcome::PhysicalTimer { register, write }
+}
+
+/// Breakpoints and watchpoints that a guest sees: as ID_AA64DFR0_EL1 says, 2 and 2.
+const BREAKPOINTS: u8 = 2;
+
+/// op0=2. A self-hosted debugger gets software step; breakpoints and watchpoints never hit.
+fn debug(trap: SysRegTrap, write: Option<u64>, regs: &mut VcpuSysRegs) -> SysRegOutcome {
+    match (trap.op1, trap.crn, trap.crm, trap.op2) {
+        (0, 0, 2, 2) => monitor_control(write, regs),
+        (0, 0, number, 4..=7) if number < BREAKPOINTS => raz_wi(write),
+        (0, 1, 0, 4) => os_lock_access(write, regs),
+        (0, 1, 1, 4) => os_lock_status(write, regs),
+        // OSDLR_EL1, DBGPRCR_EL1.
+        (0, 1, 3 | 4, 4) => raz_wi(write),
+        // MDCCINT_EL1, OSDTRRX_EL1, OSDTRTX_EL1, OSECCR_EL1.
+        (0, 0, 2, 0) | (0, 0, 0 | 3 | 6, 2) => raz_wi(write),
+        // DBGCLAIMSET_EL1, DBGCLAIMCLR_EL1.
+        (0, 7, 8 | 9, 6) => raz_wi(write),
+        // DBGDTR_EL0, DBGDTRRX_EL0 and DBGDTRTX_EL0.
+        (3, 0, 4 | 5, 0) => raz_wi(write),
+        // MDRAR_EL1, DBGAUTHSTATUS_EL1, MDCCSR_EL0.
+        (0, 1, 0, 0) | (0, 7, 14, 6) | (3, 0, 1, 0) if write.is_none() => SysRegOutcome::Read(0),
+        _ => SysRegOutcome::Undefined,
+    }
+}
+
+fn monitor_control(write: Option<u64>, regs: &mut VcpuSysRegs) -> SysRegOutcome {
+    match write {
+        None => SysRegOutcome::Read(regs.mdscr),
+        Some(value) => {
+            regs.mdscr = value & mdscr::ALLOWED;
+            SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, regs.mdscr_el1())
+        }
+    }
+}
+
+/// OSLAR_EL1, write-only: bit 0 is OSLK.
+fn os_lock_access(write: Option<u64>, regs: &mut VcpuSysRegs) -> SysRegOutcome {
+    match write {
+        None => SysRegOutcome::Undefined,
+        Some(value) => {
+            regs.os_locked = value & 1 != 0;
+            SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, regs.mdscr_el1())
+        }
+    }
+}
+
+/// OSLSR_EL1, read-only: OSLM 0b10 (bits 3 and 0) says that there is a lock, OSLK is bit 1.
+fn os_lock_status(write: Option<u64>, regs: &VcpuSysRegs) -> SysRegOutcome {
+    const OSLM: u64 = 1 << 3;
+    match write {
+        Some(_) => SysRegOutcome::Undefined,
+        None => SysRegOutcome::Read(OSLM | u64::from(regs.os_locked) << 1),
+    }
+}
+
+fn raz_wi(write: Option<u64>) -> SysRegOutcome {
+    match write {
+        None => SysRegOutcome::Read(0),
+        Some(_) => SysRegOutcome::WriteIgnored,
+    }
+}
+
+#[cfg(test)]
+mod tests;
