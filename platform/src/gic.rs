@@ -1,0 +1,396 @@
+//! The host's GICv3 (Arm IHI 0069), over the `arm-gic` crate.
+//!
+//! Three parts as in the architecture: the distributor (one, for SPIs), a redistributor per CPU (SGIs and
+//! PPIs) and the CPU interface (system registers). All interrupts are Non-secure group 1 at one priority, so
+//! none preempts another. EOImode is 1 on every CPU: [`CpuInterface::end`] drops the priority and
+//! [`CpuInterface::deactivate`], or the guest through a list register with HW = 1, makes the interrupt
+//! inactive. `arm-gic`'s own `init_cpu` sets EOImode 0 and is not used.
+
+use core::fmt::{self, Display, Formatter};
+
+use arm_gic::IntId;
+use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::{GicDistributor, GicRedistributor};
+
+use crate::machine::{Interrupt, Trigger};
+use crate::mmio::Mmio;
+
+/// Bytes of the distributor's registers.
+pub const DISTRIBUTOR_BYTES: usize = 0x1_0000;
+/// Bytes of a redistributor's two frames that are used here.
+pub const REDISTRIBUTOR_BYTES: usize = 0x2_0000;
+
+const PIDR2: usize = 0xffe8;
+const GICR_TYPER: usize = 0x8;
+const GICR_TYPER_VLPIS: u64 = 1 << 1;
+const GICR_TYPER_LAST: u64 = 1 << 4;
+const SGI_FRAME: usize = 0x1_0000;
+const GICR_ISPENDR0: usize = SGI_FRAME + 0x200;
+const GICR_ICPENDR0: usize = SGI_FRAME + 0x280;
+const GICR_ISACTIVER0: usize = SGI_FRAME + 0x300;
+const GICR_ICACTIVER0: usize = SGI_FRAME + 0x380;
+const FIRST_SPI: u32 = 32;
+
+/// What is wrong with the interrupt controller or with a request to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GicError {
+    /// The device tree gives it fewer registers than it must have.
+    Registers {
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// What is there is no GICv3 or v4.
+    Revision(u32),
+    /// No redistributor belongs to this CPU.
+    NoRedistributor {
+        /// The CPU.
+        mpidr: u64,
+    },
+    /// The interrupt is none of those that this part serves.
+    Interrupt(u32),
+    /// An SGI can reach a CPU only if its Aff0 is below 16.
+    Target {
+        /// The CPU.
+        mpidr: u64,
+    },
+}
+
+impl Display for GicError {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Registers { bytes } => {
+                write!(
+                    f,
+                    "the GIC has only {bytes:#x} bytes of registers in the DTB"
+                )
+            }
+            Self::Revision(found) => write!(
+                f,
+                "the GIC's registers say architecture revision {found}, 3 or 4 is required; check its address in the DTB"
+            ),
+            Self::NoRedistributor { mpidr } => write!(
+                f,
+                "no GIC redistributor for the CPU with MPIDR {mpidr:#x}; check the GIC's reg in the DTB"
+            ),
+            Self::Interrupt(intid) => write!(f, "interrupt {intid} is out of range"),
+            Self::Target { mpidr } => {
+                write!(f, "the CPU with MPIDR {mpidr:#x} cannot be sent an SGI")
+            }
+        }
+    }
+}
+
+fn check_revision(registers: Mmio) -> Result<(), GicError> {
+    match registers.read32(PIDR2) >> 4 & 0xf {
+        3 | 4 => Ok(()),
+        found => Err(GicError::Revision(found)),
+    }
+}
+
+fn known(intid: u32) -> Result<IntId, GicError> {
+    IntId::try_from(intid).map_err(|_| GicError::Interrupt(intid))
+}
+
+const fn trigger(trigger: Trigger) -> arm_gic::Trigger {
+    match trigger {
+        Trigger::Level => arm_gic::Trigger::Level,
+        Trigger::Edge => arm_gic::Trigger::Edge,
+    }
+}
+
+/// The distributor.
+#[derive(Debug)]
+pub struct Distributor {
+    driver: GicDistributor<'static>,
+}
+
+impl Distributor {
+    /// Takes over the distributor at `registers`.
+    ///
+    /// # Errors
+    /// There are too few registers, or they are no GICv3's.
+    pub fn new(registers: Mmio) -> Result<Self, GicError> {
+        let block = registers.block::<Gicd>().ok_or(GicError::Registers {
+            bytes: registers.bytes(),
+        })?;
+        check_revision(registers)?;
+        Ok(Self {
+            driver: GicDistributor::new(block),
+        })
+    }
+
+    /// Disables all SPIs and makes them group 1, level-triggered, of equal priority; then forwards group 1.
+    pub fn init(&mut self) {
+        self.driver.enable_all_interrupts(false);
+        self.driver.wait_for_pending_write();
+        // Seen from Non-secure state the bit that this sets first is ARE_NS (IHI 0069, 12.9.4).
+        self.driver.configure_default_settings();
+    }
+
+    /// Returns how many SPIs there are.
+    #[must_use]
+    pub fn spi_count(&self) -> u32 {
+        self.driver.typer().num_spis()
+    }
+
+    /// Routes an SPI to the CPU with `mpidr` and enables it.
+    ///
+    /// # Errors
+    /// It is no SPI that the distributor has.
+    pub fn enable(&mut self, interrupt: Interrupt, mpidr: u64) -> Result<(), GicError> {
+        let intid = self.spi(interrupt.intid)?;
+        let refused = |_| GicError::Interrupt(interrupt.intid);
+        let driver = &mut self.driver;
+        driver
+            .set_trigger(intid, trigger(interrupt.trigger))
+            .and_then(|()| driver.set_routing(intid, Some(mpidr)))
+            .and_then(|()| driver.enable_interrupt(intid, true))
+            .map_err(refused)
+    }
+
+    /// Disables an SPI and waits until that has taken effect.
+    ///
+    /// # Errors
+    /// It is no SPI that the distributor has.
+    pub fn disable(&mut self, intid: u32) -> Result<(), GicError> {
+        let spi = self.spi(intid)?;
+        let result = self.driver.enable_interrupt(spi, false);
+        self.driver.wait_for_pending_write();
+        result.map_err(|_| GicError::Interrupt(intid))
+    }
+
+    fn spi(&self, intid: u32) -> Result<IntId, GicError> {
+        if !(FIRST_SPI..FIRST_SPI + self.spi_count()).contains(&intid) {
+            return Err(GicError::Interrupt(intid));
+        }
+        known(intid)
+    }
+}
+
+/// The redistributor of one CPU: its SGIs (INTID 0..16) and PPIs (16..32).
+#[derive(Clone, Copy, Debug)]
+pub struct Redistributor {
+    registers: Mmio,
+}
+
+impl Redistributor {
+    /// Finds the redistributor of the CPU with `mpidr` in the regions of the device tree. `stride` is the
+    /// board's distance from one to the next; without it GICR_TYPER.VLPIS tells (IHI 0069, 12.10).
+    ///
+    /// # Errors
+    /// There is none, or the registers are no GICv3's.
+    pub fn find(
+        regions: impl IntoIterator<Item = Mmio>,
+        stride: Option<u64>,
+        mpidr: u64,
+    ) -> Result<Self, GicError> {
+        let wanted = (mpidr >> 32 & 0xff) << 24 | mpidr & 0xff_ffff;
+        for region in regions {
+            let mut offset = 0;
+            while let Some(registers) = region.slice(offset, REDISTRIBUTOR_BYTES) {
+                check_revision(registers)?;
+                let typer = registers.read64(GICR_TYPER);
+                if typer >> 32 == wanted {
+                    return Ok(Self { registers });
+                }
+                if typer & GICR_TYPER_LAST != 0 {
+                    break;
+                }
+                let frames = if typer & GICR_TYPER_VLPIS == 0 { 1 } else { 2 };
+                let step = stride.map_or(frames * REDISTRIBUTOR_BYTES, |bytes| bytes as usize);
+                offset = offset.saturating_add(step.max(SGI_FRAME));
+            }
+        }
+        Err(GicError::NoRedistributor { mpidr })
+    }
+
+    /// Wakes the redistributor, to be called on its own CPU, and disables and clears all its interrupts.
+    pub fn init(&mut self) {
+        if let Some(mut driver) = self.driver() {
+            driver.power_on();
+            // Fails only if firmware has woken it before.
+            let _ = driver.mark_core_awake();
+            driver.configure_default_settings();
+            driver.wait_for_pending_write();
+        }
+        self.registers.write32(GICR_ICPENDR0, u32::MAX);
+        self.registers.write32(GICR_ICACTIVER0, u32::MAX);
+    }
+
+    fn driver(&mut self) -> Option<GicRedistributor<'static>> {
+        self.registers.block::<GicrSgi>().map(GicRedistributor::new)
+    }
+
+    /// Enables an SGI or PPI.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn enable(&mut self, interrupt: Interrupt) -> Result<(), GicError> {
+        let intid = interrupt.intid;
+        bit(intid)?;
+        let (id, refused) = (known(intid)?, GicError::Interrupt(intid));
+        let mut driver = self.driver().ok_or(refused)?;
+        if intid >= 16 {
+            // The trigger of an SGI is fixed.
+            driver
+                .set_trigger(id, trigger(interrupt.trigger))
+                .map_err(|_| refused)?;
+        }
+        driver.enable_interrupt(id, true).map_err(|_| refused)
+    }
+
+    /// Disables an SGI or PPI and waits until that has taken effect.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn disable(&mut self, intid: u32) -> Result<(), GicError> {
+        bit(intid)?;
+        let (id, refused) = (known(intid)?, GicError::Interrupt(intid));
+        let mut driver = self.driver().ok_or(refused)?;
+        driver.enable_interrupt(id, false).map_err(|_| refused)?;
+        driver.wait_for_pending_write();
+        Ok(())
+    }
+
+    /// Makes an SGI or PPI active or inactive: an active one is not taken again. A vCPU's level-triggered
+    /// PPI stays active while the guest handles it, and this moves that state with the vCPU.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn set_active(&mut self, intid: u32, active: bool) -> Result<(), GicError> {
+        let bit = bit(intid)?;
+        let register = if active {
+            GICR_ISACTIVER0
+        } else {
+            GICR_ICACTIVER0
+        };
+        self.registers.write32(register, bit);
+        Ok(())
+    }
+
+    /// Tells whether an SGI or PPI is active.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn is_active(&self, intid: u32) -> Result<bool, GicError> {
+        Ok(self.registers.read32(GICR_ISACTIVER0) & bit(intid)? != 0)
+    }
+
+    /// Tells whether an SGI or PPI is pending.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn is_pending(&self, intid: u32) -> Result<bool, GicError> {
+        Ok(self.registers.read32(GICR_ISPENDR0) & bit(intid)? != 0)
+    }
+
+    /// Makes an edge-triggered PPI or SGI not pending.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn clear_pending(&mut self, intid: u32) -> Result<(), GicError> {
+        let bit = bit(intid)?;
+        self.registers.write32(GICR_ICPENDR0, bit);
+        Ok(())
+    }
+}
+
+/// Returns the bit of an SGI or PPI in the registers with one bit for each.
+const fn bit(intid: u32) -> Result<u32, GicError> {
+    if intid < FIRST_SPI {
+        Ok(1 << intid)
+    } else {
+        Err(GicError::Interrupt(intid))
+    }
+}
+
+#[cfg(any(test, target_arch = "aarch64"))]
+pub use cpu::CpuInterface;
+
+/// System registers exist where there is a CPU that has them, and as `arm-sysregs`' fakes in tests.
+#[cfg(any(test, target_arch = "aarch64"))]
+mod cpu {
+    use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
+    use arm_gic::{IntId, InterruptGroup};
+    use arm_sysregs::el1::accessors::{write_icc_ctlr_el1, write_icc_dir_el1};
+    use arm_sysregs::el1::registers::{IccCtlrEl1, IccDirEl1};
+
+    use super::{GicError, known};
+    use crate::mmio::{complete, synchronize};
+
+    const GROUP: InterruptGroup = InterruptGroup::Group1;
+    /// All priorities pass.
+    const ALL_PRIORITIES: u8 = 0xff;
+    /// INTIDs 1020 to 1023 say that there is no interrupt for us.
+    const SPECIAL: core::ops::Range<u32> = 1020..1024;
+
+    /// The CPU interface of the CPU that calls.
+    #[derive(Debug)]
+    pub struct CpuInterface;
+
+    impl CpuInterface {
+        /// Enables the system registers for EL2 and EL1 and group 1 interrupts, with EOImode 1.
+        pub fn init() {
+            GicCpuInterface::enable_system_register_el2(true);
+            GicCpuInterface::disable_legacy_interrupt_bypass_el2(true);
+            synchronize();
+            GicCpuInterface::enable_system_register_el1();
+            synchronize();
+            GicCpuInterface::set_priority_mask(ALL_PRIORITIES);
+            write_icc_ctlr_el1(IccCtlrEl1::EOIMODE);
+            GicCpuInterface::enable_group1(true);
+            synchronize();
+        }
+
+        /// Takes the pending interrupt of highest priority: it is active from now on. None if there is none.
+        #[must_use]
+        pub fn acknowledge() -> Option<u32> {
+            let intid = GicCpuInterface::get_and_acknowledge_interrupt(GROUP).map(u32::from);
+            // The device accesses of the handler stay behind the acknowledgement.
+            complete();
+            intid.filter(|intid| !SPECIAL.contains(intid))
+        }
+
+        /// Drops the running priority after [`acknowledge`](Self::acknowledge); the interrupt stays active.
+        pub fn end(intid: u32) {
+            if let Ok(intid) = known(intid) {
+                GicCpuInterface::end_interrupt(intid, GROUP);
+                synchronize();
+            }
+        }
+
+        /// Makes an interrupt inactive, after [`end`](Self::end).
+        pub fn deactivate(intid: u32) {
+            // The handler's device accesses, which quieted the line, come first.
+            complete();
+            write_icc_dir_el1(IccDirEl1::from_bits_retain(u64::from(intid)));
+            synchronize();
+        }
+
+        /// Sends SGI `sgi` to the CPU with `mpidr`; memory written before is visible to its handler.
+        ///
+        /// # Errors
+        /// There is no such SGI, or Aff0 of the CPU is above 15.
+        pub fn send_sgi(sgi: u32, mpidr: u64) -> Result<(), GicError> {
+            let aff0 = mpidr & 0xff;
+            if aff0 >= 16 {
+                return Err(GicError::Target { mpidr });
+            }
+            if sgi >= 16 {
+                return Err(GicError::Interrupt(sgi));
+            }
+            let target = SgiTarget::List {
+                affinity3: (mpidr >> 32) as u8,
+                affinity2: (mpidr >> 16) as u8,
+                affinity1: (mpidr >> 8) as u8,
+                target_list: 1 << aff0,
+            };
+            complete();
+            let intid = IntId::sgi(sgi);
+            GicCpuInterface::send_sgi(intid, target, SgiTargetGroup::CurrentGroup1)
+                .map_err(|_| GicError::Interrupt(sgi))?;
+            synchronize();
+            Ok(())
+        }
+    }
+}
