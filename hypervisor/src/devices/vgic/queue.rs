@@ -1,0 +1,139 @@
+//! The interrupts of one virtual CPU that wait for a list register, and the choice among them.
+
+use super::MAX_INTIDS;
+use super::irq::Irq;
+use super::list::MAX_LIST_REGISTERS;
+
+const WORDS: usize = MAX_INTIDS / 64;
+
+/// A set of INTIDs: a bitmap with a summary, so that an empty one costs one look.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue {
+    words: [u64; WORDS],
+    /// Bit `n`: `words[n]` is not zero.
+    summary: u8,
+}
+
+impl Queue {
+    pub(super) fn insert(&mut self, intid: u16) {
+        let index = usize::from(intid / 64);
+        if let Some(word) = self.words.get_mut(index) {
+            *word |= 1 << (intid % 64);
+            self.summary |= 1 << index;
+        }
+    }
+
+    pub(super) fn remove(&mut self, intid: u16) {
+        let index = usize::from(intid / 64);
+        if let Some(word) = self.words.get_mut(index) {
+            *word &= !(1 << (intid % 64));
+            if *word == 0 {
+                self.summary &= !(1 << index);
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        Bits(u64::from(self.summary)).flat_map(|index| {
+            let word = self.words.get(usize::from(index)).copied();
+            Bits(word.unwrap_or(0)).map(move |bit| index * 64 + bit)
+        })
+    }
+}
+
+/// The positions of the ones in a word, lowest first.
+pub(super) struct Bits(pub(super) u64);
+
+impl Iterator for Bits {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        if self.0 == 0 {
+            return None;
+        }
+        let bit = self.0.trailing_zeros() as u16;
+        self.0 &= self.0 - 1;
+        Some(bit)
+    }
+}
+
+/// The best candidates for `capacity` list registers, and what did not fit.
+///
+/// With EOImode 0 the guest touches interrupts strictly by priority, so that is the order; an active one goes before
+/// a pending one of the same priority, which cannot preempt it. With EOImode 1 an active interrupt may stay so for
+/// long after its priority was dropped, and must not keep a pending one out: pending ones go first.
+pub(super) struct Selection {
+    keys: [u32; MAX_LIST_REGISTERS],
+    len: usize,
+    capacity: usize,
+    eoi_mode1: bool,
+    /// A pending interrupt did not fit.
+    pub(super) pending_left: bool,
+    /// An active interrupt did not fit.
+    pub(super) active_left: bool,
+}
+
+/// In a key: the interrupt is not active. Above the INTID, below the priority.
+const INACTIVE: u32 = 1 << 15;
+/// In a key: the class that goes after all others.
+const LAST: u32 = 1 << 24;
+
+impl Selection {
+    pub(super) const fn new(capacity: usize, eoi_mode1: bool) -> Self {
+        Self {
+            keys: [0; MAX_LIST_REGISTERS],
+            len: 0,
+            capacity,
+            eoi_mode1,
+            pending_left: false,
+            active_left: false,
+        }
+    }
+
+    pub(super) fn offer(&mut self, intid: u16, irq: &Irq) {
+        let mut key = u32::from(irq.priority()) << 16 | u32::from(intid);
+        if !irq.is_active() {
+            key |= INACTIVE;
+        } else if self.eoi_mode1 {
+            key |= LAST;
+        }
+        if self.len < self.capacity
+            && let Some(slot) = self.keys.get_mut(self.len)
+        {
+            *slot = key;
+            self.len += 1;
+        } else {
+            self.displace(key);
+        }
+    }
+
+    /// Puts `key` in the place of the worst one chosen so far, or leaves `key` out.
+    #[cold]
+    fn displace(&mut self, key: u32) {
+        let chosen = self.keys.get_mut(..self.len).unwrap_or_default();
+        let mut left = key;
+        if let Some(worst) = chosen.iter_mut().max()
+            && *worst > key
+        {
+            left = core::mem::replace(worst, key);
+        }
+        self.pending_left |= left & INACTIVE != 0;
+        self.active_left |= left & INACTIVE == 0;
+    }
+
+    /// Returns the INTIDs chosen, in no order: the CPU picks by priority.
+    pub(super) fn chosen(&self) -> impl Iterator<Item = u16> + '_ {
+        self.keys
+            .iter()
+            .take(self.len)
+            .map(|key| (key & 0x3ff) as u16)
+    }
+
+    /// Says whether an interrupt that is only pending was chosen.
+    pub(super) fn has_pending(&self) -> bool {
+        self.keys
+            .iter()
+            .take(self.len)
+            .any(|key| key & INACTIVE != 0)
+    }
+}

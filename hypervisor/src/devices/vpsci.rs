@@ -1,0 +1,262 @@
+//! PSCI 1.1 (DEN0022) and SMCCC 1.2 (DEN0028) for guests, by HVC or SMC: from a call to what is to be done.
+//!
+//! A function of the call and the power states. The caller holds whatever lock orders `CPU_ON` of several virtual CPUs:
+//! it must go from [`answer`] to `OnPending` in one step.
+
+use super::{affinity, vcpu_with_affinity};
+
+/// Whether a virtual CPU runs, as PSCI sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuPower {
+    /// It runs, or would if scheduled.
+    On,
+    /// It waits for `CPU_ON`.
+    Off,
+    /// `CPU_ON` was called, and it has not reached its entry point yet.
+    OnPending,
+}
+
+/// The VM as PSCI has to know it.
+pub trait PsciVm {
+    /// Returns the number of virtual CPUs.
+    fn vcpus(&self) -> usize;
+    /// Returns the power state of virtual CPU `vcpu`, which exists.
+    fn power(&self, vcpu: usize) -> VcpuPower;
+    /// Says whether the guest has RAM at this guest physical address.
+    fn is_ram(&self, ipa: u64) -> bool;
+}
+
+/// What a call comes to. Unless it says otherwise, the caller goes on with `x0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// `x0` is this value. Negative ones are sign-extended to 64 bits, which serves callers of both widths: SMC32
+    /// callers look at `w0` alone.
+    Return(i64),
+    /// `w0` to `w3` are these values.
+    ReturnFour([u32; 4]),
+    /// Start virtual CPU `target`, which is off, at `entry` with `context` in `x0`, MMU off; then [`SUCCESS`].
+    CpuOn {
+        /// The virtual CPU to start.
+        target: usize,
+        /// Its first program counter, a guest physical address in RAM.
+        entry: u64,
+        /// Its `x0`.
+        context: u64,
+    },
+    /// Stop the calling virtual CPU; nothing is returned.
+    CpuOff,
+    /// Wait for an interrupt like WFI; then [`SUCCESS`].
+    Suspend,
+    /// Power the VM off; nothing is returned.
+    SystemOff,
+    /// Restart the VM; nothing is returned.
+    SystemReset,
+}
+
+/// The call did what it says.
+pub const SUCCESS: i64 = 0;
+/// Unknown or absent function (also of SMCCC).
+pub const NOT_SUPPORTED: i64 = -1;
+/// An argument is wrong.
+pub const INVALID_PARAMETERS: i64 = -2;
+/// The virtual CPU is on.
+pub const ALREADY_ON: i64 = -4;
+/// The virtual CPU is being started.
+pub const ON_PENDING: i64 = -5;
+/// The entry point is no address in RAM, or not one of an instruction.
+pub const INVALID_ADDRESS: i64 = -9;
+
+/// Bit 30 of a function identifier: arguments are 64 bits wide.
+const SMC64: u32 = 1 << 30;
+
+// Function identifiers without their SMC64 bit.
+const SMCCC_VERSION: u32 = 0x8000_0000;
+const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
+const PSCI_VERSION: u32 = 0x8400_0000;
+const CPU_SUSPEND: u32 = 0x8400_0001;
+const CPU_OFF: u32 = 0x8400_0002;
+const CPU_ON: u32 = 0x8400_0003;
+const AFFINITY_INFO: u32 = 0x8400_0004;
+const MIGRATE_INFO_TYPE: u32 = 0x8400_0006;
+const SYSTEM_OFF: u32 = 0x8400_0008;
+const SYSTEM_RESET: u32 = 0x8400_0009;
+const PSCI_FEATURES: u32 = 0x8400_000a;
+const SYSTEM_RESET2: u32 = 0x8400_0012;
+const VENDOR_UID: u32 = 0x8600_ff01;
+const VENDOR_REVISION: u32 = 0x8600_ff03;
+
+/// SMCCC 1.2.
+const SMCCC_1_2: i64 = 0x1_0002;
+/// PSCI 1.1.
+const PSCI_1_1: i64 = 0x1_0001;
+/// `MIGRATE_INFO_TYPE`: no trusted OS, or one that need not be migrated.
+const NO_TRUSTED_OS: i64 = 2;
+/// `CPU_SUSPEND`, original format: StateID, StateType, PowerLevel; the rest must be zero.
+const POWER_STATE_MASK: u64 = 0x0301_ffff;
+const POWER_STATE_DOWN: u64 = 1 << 16;
+/// The UUID of this hypervisor, 6b9f6c1e-3f0a-4c3e-9d57-74616776736f, as DEN0028 puts it into registers.
+const UID: [u32; 4] = [0x1e6c_9f6b, 0x3e4c_0a3f, 0x6174_579d, 0x6f73_7667];
+
+/// The functions there are, with how wide their arguments may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Function {
+    SmcccVersion,
+    SmcccArchFeatures,
+    VendorUid,
+    VendorRevision,
+    Version,
+    CpuSuspend,
+    CpuOff,
+    CpuOn,
+    AffinityInfo,
+    MigrateInfoType,
+    SystemOff,
+    SystemReset,
+    Features,
+    SystemReset2,
+}
+
+impl Function {
+    fn decode(id: u32) -> Option<Self> {
+        let (function, has_smc64) = match id & !SMC64 {
+            SMCCC_VERSION => (Self::SmcccVersion, false),
+            SMCCC_ARCH_FEATURES => (Self::SmcccArchFeatures, false),
+            VENDOR_UID => (Self::VendorUid, false),
+            VENDOR_REVISION => (Self::VendorRevision, false),
+            other => Self::decode_psci(other)?,
+        };
+        (has_smc64 || id & SMC64 == 0).then_some(function)
+    }
+
+    const fn decode_psci(id: u32) -> Option<(Self, bool)> {
+        Some(match id {
+            PSCI_VERSION => (Self::Version, false),
+            CPU_SUSPEND => (Self::CpuSuspend, true),
+            CPU_OFF => (Self::CpuOff, false),
+            CPU_ON => (Self::CpuOn, true),
+            AFFINITY_INFO => (Self::AffinityInfo, true),
+            MIGRATE_INFO_TYPE => (Self::MigrateInfoType, false),
+            SYSTEM_OFF => (Self::SystemOff, false),
+            SYSTEM_RESET => (Self::SystemReset, false),
+            PSCI_FEATURES => (Self::Features, false),
+            SYSTEM_RESET2 => (Self::SystemReset2, true),
+            _ => return None,
+        })
+    }
+
+    const fn is_psci(self) -> bool {
+        !matches!(
+            self,
+            Self::SmcccArchFeatures | Self::VendorUid | Self::VendorRevision
+        )
+    }
+}
+
+/// Answers the call in `x0` to `x3` (function identifier, three arguments) of a VM's virtual CPU.
+///
+/// The caller has checked that the immediate of the HVC or SMC was zero; any other is [`NOT_SUPPORTED`].
+pub fn answer(vm: &impl PsciVm, x: [u64; 4]) -> Outcome {
+    let id = x[0] as u32;
+    let Some(function) = Function::decode(id) else {
+        return Outcome::Return(NOT_SUPPORTED);
+    };
+    let wide = id & SMC64 != 0;
+    let [_, a, b, c] = x.map(|x| if wide { x } else { x & 0xffff_ffff });
+    match function {
+        Function::SmcccVersion => Outcome::Return(SMCCC_1_2),
+        Function::SmcccArchFeatures => Outcome::Return(arch_features(a)),
+        Function::VendorUid => Outcome::ReturnFour(UID),
+        Function::VendorRevision => Outcome::ReturnFour([0, 1, 0, 0]),
+        Function::Version => Outcome::Return(PSCI_1_1),
+        Function::CpuSuspend => cpu_suspend(vm, a, b),
+        Function::CpuOff => Outcome::CpuOff,
+        Function::CpuOn => cpu_on(vm, a, b, c),
+        Function::AffinityInfo => Outcome::Return(affinity_info(vm, a, b)),
+        Function::MigrateInfoType => Outcome::Return(NO_TRUSTED_OS),
+        Function::SystemOff => Outcome::SystemOff,
+        Function::SystemReset => Outcome::SystemReset,
+        Function::Features => Outcome::Return(features(a)),
+        // The architectural warm reset is the one we have; vendor-specific ones we have not.
+        Function::SystemReset2 if a == 0 => Outcome::SystemReset,
+        Function::SystemReset2 => Outcome::Return(INVALID_PARAMETERS),
+    }
+}
+
+/// Says whether an SMCCC function is there. Speculation workarounds are not: a guest sees by its ID registers whether
+/// it needs them, and takes its own measures.
+fn arch_features(id: u64) -> i64 {
+    match Function::decode(id as u32) {
+        Some(Function::SmcccVersion | Function::SmcccArchFeatures) => SUCCESS,
+        _ => NOT_SUPPORTED,
+    }
+}
+
+/// Says whether a PSCI function is there; zero is also the set of its flags (`CPU_SUSPEND`: original format, platform
+/// coordinated).
+fn features(id: u64) -> i64 {
+    match Function::decode(id as u32) {
+        Some(function) if function.is_psci() => SUCCESS,
+        _ => NOT_SUPPORTED,
+    }
+}
+
+/// A power-down request is met as a standby, which PSCI allows (DEN0022, 5.4.5): it returns when an interrupt comes.
+fn cpu_suspend(vm: &impl PsciVm, power_state: u64, entry: u64) -> Outcome {
+    if power_state & !POWER_STATE_MASK != 0 {
+        return Outcome::Return(INVALID_PARAMETERS);
+    }
+    if power_state & POWER_STATE_DOWN != 0 && !is_entry(vm, entry) {
+        return Outcome::Return(INVALID_ADDRESS);
+    }
+    Outcome::Suspend
+}
+
+fn cpu_on(vm: &impl PsciVm, target: u64, entry: u64, context: u64) -> Outcome {
+    let Some(target) = vcpu_with_affinity(target, vm.vcpus()) else {
+        return Outcome::Return(INVALID_PARAMETERS);
+    };
+    if !is_entry(vm, entry) {
+        return Outcome::Return(INVALID_ADDRESS);
+    }
+    match vm.power(target) {
+        VcpuPower::On => Outcome::Return(ALREADY_ON),
+        VcpuPower::OnPending => Outcome::Return(ON_PENDING),
+        VcpuPower::Off => Outcome::CpuOn {
+            target,
+            entry,
+            context,
+        },
+    }
+}
+
+/// Says whether a virtual CPU can begin at this address: in RAM, and aligned for A64.
+fn is_entry(vm: &impl PsciVm, entry: u64) -> bool {
+    entry & 3 == 0 && vm.is_ram(entry)
+}
+
+/// Answers `AFFINITY_INFO`: 0 if any virtual CPU of the affinity instance is on, else 2 if any is being started, else
+/// 1. Level 1 is a cluster of sixteen.
+fn affinity_info(vm: &impl PsciVm, target: u64, level: u64) -> i64 {
+    let ignored = match level {
+        0 => 0,
+        1 => 0xff,
+        2 => 0xffff,
+        3 => 0xff_ffff,
+        _ => return INVALID_PARAMETERS,
+    };
+    if target & !super::AFFINITY_MASK != 0 {
+        return INVALID_PARAMETERS;
+    }
+    let mut state = None;
+    for vcpu in 0..vm.vcpus() {
+        if (affinity(vcpu) ^ target) & !ignored != 0 {
+            continue;
+        }
+        state = match (vm.power(vcpu), state) {
+            (VcpuPower::On, _) => return 0,
+            (VcpuPower::OnPending, _) | (_, Some(2)) => Some(2),
+            (VcpuPower::Off, _) => Some(1),
+        };
+    }
+    state.unwrap_or(INVALID_PARAMETERS)
+}
