@@ -6,9 +6,11 @@
 
 pub mod board;
 pub mod bundle;
+pub mod config;
 pub mod image;
 pub mod paths;
 pub mod process;
 pub mod progress;
 pub mod run;
 pub mod setup;
+pub mod size;

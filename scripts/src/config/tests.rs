@@ -1,0 +1,225 @@
+use super::*;
+use crate::run::scratch::Scratch;
+
+/// A folder with one file of each kind that a configuration can name.
+fn files() -> Scratch {
+    let dir = Scratch::new().unwrap();
+    let mut image = vec![0; 4096];
+    image[16..24].copy_from_slice(&(40u64 << 20).to_le_bytes());
+    image[56..60].copy_from_slice(b"ARM\x64");
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+    put("Image", &image);
+    put("raw", b"\0\0\0\x14");
+    put("initrd", b"070701");
+    put("empty", b"");
+    put("gz", b"\x1f\x8b\x08");
+    put("zst", b"\x28\xb5\x2f\xfd");
+    put("xz", b"\xfd7zXZ\0");
+    put("elf", b"\x7fELF");
+    put("efi", b"MZ\0\0zimg");
+    dir
+}
+
+fn parse(dir: &Scratch, text: &str) -> Result<Config, String> {
+    let file = dir.path().join("c.toml");
+    Config::parse(text, &file, Overrides::default()).map_err(|error| {
+        error
+            .to_string()
+            .replace(&format!("{}/", dir.path().display()), "")
+    })
+}
+
+const GOOD: &str = "[machine]\nmemory = \"1G\"\ncpus = 4\npolicy = \"lazy\"\n\
+    [[vm]]\nname = \"a\"\nkernel = \"Image\"\ninitrd = \"initrd\"\ncmdline = \" console=ttyAMA0 \"\nmemory = \"512M\"\n\
+    vcpus = 2\nmte = false\n[[vm]]\nname = \"b\"\nkernel = \"raw\"\nmemory = 4194304\n";
+
+#[test]
+fn all_keys_are_understood_and_paths_are_relative_to_the_file() {
+    let dir = files();
+    let config = parse(&dir, GOOD).unwrap();
+    assert_eq!(
+        (config.memory_bytes, config.cpus, config.policy),
+        (1 << 30, 4, Policy::Lazy)
+    );
+    assert_eq!(config.guests[0].kernel, dir.path().join("Image"));
+    assert_eq!(config.guests[0].cmdline, "console=ttyAMA0");
+    assert_eq!((config.guests[0].vcpus, config.guests[0].mte), (2, false));
+    assert_eq!(
+        (
+            config.guests[1].memory_bytes,
+            config.guests[1].vcpus,
+            config.guests[1].mte
+        ),
+        (4 << 20, 1, true)
+    );
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let dir = files();
+    let overrides = Overrides {
+        memory_bytes: Some(2 << 30),
+        cpus: Some(1),
+        policy: Some(Policy::Static),
+    };
+    let config = Config::parse(GOOD, &dir.path().join("c.toml"), overrides).unwrap();
+    assert_eq!(
+        (config.memory_bytes, config.cpus, config.policy),
+        (2 << 30, 1, Policy::Static)
+    );
+    let too_small = Overrides {
+        memory_bytes: Some(1 << 20),
+        ..overrides
+    };
+    let error = Config::parse(GOOD, &dir.path().join("c.toml"), too_small).unwrap_err();
+    assert_eq!(error.place, "--memory");
+}
+
+/// `[[vm]]` with name, kernel and memory, and more lines after them (from line 5).
+fn vm(more: &str) -> String {
+    format!("[[vm]]\nname = \"a\"\nkernel = \"Image\"\nmemory = \"64M\"\n{more}")
+}
+
+fn with_kernel(kernel: &str) -> String {
+    vm("").replace("Image", kernel)
+}
+
+fn expect(table: &[(String, &str)]) {
+    let dir = files();
+    for (text, expected) in table {
+        let message = parse(&dir, text).unwrap_err();
+        assert_eq!(&message, expected, "for\n{text}");
+    }
+}
+
+#[test]
+fn mistakes_of_form_are_named_with_their_line() {
+    expect(&[
+        (
+            String::new(),
+            "c.toml: no guest: add a [[vm]] section with name, kernel and memory",
+        ),
+        (
+            "[machine\n".into(),
+            "c.toml:1: unclosed table, expected `]`",
+        ),
+        (
+            "[machine]\nram = \"2G\"\n".into(),
+            "c.toml:2: unknown field `ram`, expected one of `memory`, `cpus`, `policy`",
+        ),
+        (
+            "[board]\n".into(),
+            "c.toml:1: unknown field `board`, expected `machine` or `vm`",
+        ),
+        (
+            vm("tag_budget = 3\n"),
+            "c.toml:5: unknown field `tag_budget`, expected one of `name`, `kernel`, `initrd`, `cmdline`, `memory`, `vcpus`, `mte`",
+        ),
+        (
+            "[machine]\nmemory = \"2T\"\n".into(),
+            "c.toml:2: `2T` is not a size such as \"512M\" or \"2G\"",
+        ),
+        (
+            "[machine]\nmemory = true\n".into(),
+            "c.toml:2: invalid type: boolean `true`, expected a size such as \"512M\" or \"2G\"",
+        ),
+        (
+            "[machine]\npolicy = \"fast\"\n".into(),
+            "c.toml:2: unknown variant `fast`, expected one of `auto`, `static`, `eager`, `lazy`",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nmemory = \"64M\"\n".into(),
+            "c.toml:1: missing field `kernel`",
+        ),
+    ]);
+}
+
+#[test]
+fn mistakes_of_size_are_named_with_their_line_and_a_remedy() {
+    let sizes = "c.toml:2: a machine has 128M to 64G of memory in steps of 32M: choose such a size";
+    expect(&[
+        ("[machine]\nmemory = \"64M\"\n".into(), sizes),
+        ("[machine]\nmemory = \"1025M\"\n".into(), sizes),
+        (
+            "[machine]\ncpus = 0\n".into(),
+            "c.toml:2: a machine has 1 to 64 CPUs: choose such a number",
+        ),
+        (
+            vm("vcpus = 9\n"),
+            "c.toml:5: a guest has 1 to 8 vCPUs: choose such a number",
+        ),
+        (
+            vm("").replace("64M", "3M"),
+            "c.toml:4: a guest's memory is a multiple of 2M, not 3M: round it up",
+        ),
+        (
+            vm("").replace("64M", "40M"),
+            "c.toml:4: the guest has 40M, its kernel and initrd alone need 42M: give it more",
+        ),
+        (
+            vm("").replace("64M", "2G"),
+            "c.toml:4: the guests have 2G of memory together, a machine of 2G has room for 1951M: \
+             lower the guests' memory or raise the machine's",
+        ),
+    ]);
+}
+
+#[test]
+fn mistakes_of_names_and_files_are_named_with_their_line_and_a_remedy() {
+    let form = "tagvisor takes an arm64 Image or a raw image";
+    let cases = [
+        (with_kernel("gz"), format!("c.toml:3: kernel gz is compressed with gzip, {form}: unpack it with gunzip")),
+        (with_kernel("zst"), format!("c.toml:3: kernel zst is compressed with zstd, {form}: unpack it with unzstd")),
+        (with_kernel("xz"), format!("c.toml:3: kernel xz is compressed with xz, {form}: unpack it with unxz")),
+        (with_kernel("elf"), format!("c.toml:3: kernel elf is an ELF, {form}: make it flat with objcopy -O binary")),
+        (
+            with_kernel("efi"),
+            format!(
+                "c.toml:3: kernel efi is an EFI program (compressed, or of another architecture), {form}: \
+                 use the uncompressed Image of an arm64 build"
+            ),
+        ),
+        (with_kernel("empty"), "c.toml:3: kernel empty is empty: build it again".to_owned()),
+        (
+            with_kernel("none"),
+            "c.toml:3: kernel none cannot be read (No such file or directory (os error 2)): check the path".to_owned(),
+        ),
+        (vm("initrd = \".\"\n"), "c.toml:5: initrd . is not a file: check the path".to_owned()),
+        (vm("") + &vm(""), "c.toml:6: two guests are named `a`: give each its own name".to_owned()),
+        (
+            vm("").replace("\"a\"", "\"a b\""),
+            "c.toml:2: `a b` cannot be a guest's name: use 1 to 32 letters, digits, - _ . and not `tagvisor`".to_owned(),
+        ),
+        (
+            vm("cmdline = \"a\\nb\"\n"),
+            "c.toml:5: the command line has a line break or another control character: write it on one line".to_owned(),
+        ),
+        (
+            vm(&format!("cmdline = \"{}\"\n", "x".repeat(2048))),
+            "c.toml:5: the command line has 2048 bytes, Linux takes 2047: shorten it".to_owned(),
+        ),
+    ];
+    let table: Vec<(String, &str)> = cases
+        .iter()
+        .map(|(text, message)| (text.clone(), message.as_str()))
+        .collect();
+    expect(&table);
+}
+
+#[test]
+fn the_demo_fits_half_a_gibibyte_only_with_more_memory() {
+    let dir = files();
+    let demo = |memory| {
+        let overrides = Overrides {
+            memory_bytes: Some(memory),
+            ..Overrides::default()
+        };
+        Config::demo(
+            dir.path().join("Image"),
+            dir.path().join("initrd"),
+            overrides,
+        )
+    };
+    assert_eq!(demo(1 << 30).unwrap().guests[0].name, "debian");
+    assert_eq!(demo(512 << 20).unwrap_err().place, "--memory");
+}
