@@ -1,0 +1,534 @@
+//! Frames of ordinary DRAM: who owns which chunk, and where tables live. Lock rank: frames.
+//!
+//! Taggable DRAM goes to VMs in chunks of 2 MiB or more, cut so that a tag block's coverage never
+//! crosses a chunk: all users of a block belong to one VM. A buddy allocator serves the chunks; it
+//! accepts double frees, so the ownership table in front of it decides (S1).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use buddy_system_allocator::FrameAllocator;
+
+use crate::addr::{Frame, FrameRange, PAGE_SIZE, lcm};
+
+/// Frames of a piece: 2 MiB, what one level-3 table maps.
+pub const PIECE_FRAMES: u64 = 512;
+/// Bytes of a piece.
+pub const PIECE_BYTES: u64 = PIECE_FRAMES * PAGE_SIZE;
+/// The largest chunk that is made for the sake of whole pieces: 64 MiB.
+const MAX_ALIGNED_CHUNK: u64 = 32 * PIECE_FRAMES;
+
+/// A VM's identifier, never reused while the VM owns anything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VmId(u16);
+
+impl VmId {
+    /// The VM of number `index`; `None` above 65,533.
+    pub const fn new(index: u16) -> Option<Self> {
+        if index < u16::MAX - 1 {
+            Some(Self(index))
+        } else {
+            None
+        }
+    }
+
+    /// The VM's number.
+    pub const fn index(self) -> u16 {
+        self.0
+    }
+}
+
+/// Who owns a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// Nobody.
+    Free,
+    /// The hypervisor, for stage-2 tables.
+    Tables,
+    /// A VM.
+    Vm(VmId),
+}
+
+impl Owner {
+    const fn pack(self) -> u16 {
+        match self {
+            Self::Free => 0,
+            Self::Tables => 1,
+            Self::Vm(vm) => vm.0 + 2,
+        }
+    }
+
+    const fn unpack(bits: u16) -> Self {
+        match bits {
+            0 => Self::Free,
+            1 => Self::Tables,
+            vm => Self::Vm(VmId(vm - 2)),
+        }
+    }
+}
+
+/// A frame or chunk that was given back by somebody who does not own it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotOwned(pub Frame);
+
+/// A chunk of taggable DRAM, by its number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ChunkId(u32);
+
+/// A run of chunks of one size.
+#[derive(Debug)]
+struct Zone {
+    frames: FrameRange,
+    chunk_frames: u64,
+    first: usize,
+    owners: Vec<u16>,
+}
+
+/// Bytes of chunks by owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChunkBytes {
+    /// All chunks.
+    pub total: u64,
+    /// Owned by VMs.
+    pub vms: u64,
+    /// Owned by the hypervisor for tables.
+    pub tables: u64,
+}
+
+/// All taggable DRAM that is whole chunks.
+pub struct Chunks {
+    zones: Vec<Zone>,
+    buddy: FrameAllocator<32>,
+    bytes: ChunkBytes,
+}
+
+/// Frames of a chunk in memory whose tag blocks cover `coverage` frames each; the smallest multiple of the
+/// coverage that is whole pieces, if that is not too large.
+fn chunk_frames(coverage: u64) -> u64 {
+    match lcm(PIECE_FRAMES, coverage) {
+        Some(frames) if frames <= MAX_ALIGNED_CHUNK => frames,
+        _ => PIECE_FRAMES.div_ceil(coverage).saturating_mul(coverage),
+    }
+}
+
+impl Chunks {
+    /// No memory.
+    pub fn new() -> Self {
+        Self {
+            zones: Vec::new(),
+            buddy: FrameAllocator::new(),
+            bytes: ChunkBytes::default(),
+        }
+    }
+
+    /// Adds the chunks of a `run` of taggable DRAM. Its tag blocks cover `coverage` frames each, counted
+    /// from `origin` (at or below the run). Returns what is too small for a chunk, at both ends.
+    pub fn add(&mut self, run: FrameRange, origin: Frame, coverage: u64) -> [FrameRange; 2] {
+        let chunk_frames = chunk_frames(coverage);
+        let skip = run.start.number() - origin.number();
+        let start = origin.plus(skip.next_multiple_of(chunk_frames));
+        let chunks = FrameRange::between(start, run.end()).count / chunk_frames;
+        let first = self
+            .zones
+            .last()
+            .map_or(0, |zone| zone.first + zone.owners.len());
+        if chunks == 0 || first as u64 + chunks > u32::MAX.into() {
+            return [run, FrameRange::new(run.end(), 0)];
+        }
+        let frames = FrameRange::new(start, chunks * chunk_frames);
+        let owners = vec![0; chunks as usize];
+        self.buddy.add_frame(first, first + owners.len());
+        self.bytes.total += frames.bytes();
+        self.zones.push(Zone {
+            frames,
+            chunk_frames,
+            first,
+            owners,
+        });
+        let (low, high) = run.without(frames);
+        [low, high]
+    }
+
+    /// Gives a chunk to `owner`. Its data and tags are whatever they were.
+    pub fn alloc(&mut self, owner: Owner) -> Option<ChunkId> {
+        let chunk = ChunkId(self.buddy.alloc(1)? as u32);
+        let (zone, index) = self.locate_mut(chunk)?;
+        *zone.owners.get_mut(index)? = owner.pack();
+        let bytes = zone.chunk_frames * PAGE_SIZE;
+        self.count(owner, |count| count + bytes);
+        Some(chunk)
+    }
+
+    /// Takes a chunk back from `owner`; refused if that is not its owner.
+    pub fn free(&mut self, chunk: ChunkId, owner: Owner) -> Result<(), NotOwned> {
+        let frames = self.frames(chunk);
+        if owner == Owner::Free || self.owner(chunk) != owner {
+            return Err(NotOwned(frames.start));
+        }
+        if let Some((zone, index)) = self.locate_mut(chunk)
+            && let Some(entry) = zone.owners.get_mut(index)
+        {
+            *entry = Owner::Free.pack();
+        }
+        self.buddy.dealloc(chunk.0 as usize, 1);
+        self.count(owner, |count| count - frames.bytes());
+        Ok(())
+    }
+
+    /// The chunk's owner; a chunk that does not exist is [`Owner::Free`].
+    pub fn owner(&self, chunk: ChunkId) -> Owner {
+        let zone = self
+            .zones
+            .iter()
+            .rev()
+            .find(|zone| zone.first <= chunk.0 as usize);
+        let bits = zone.and_then(|zone| zone.owners.get(chunk.0 as usize - zone.first));
+        bits.map_or(Owner::Free, |&bits| Owner::unpack(bits))
+    }
+
+    /// The frames of a chunk.
+    pub fn frames(&self, chunk: ChunkId) -> FrameRange {
+        let zone = self
+            .zones
+            .iter()
+            .rev()
+            .find(|zone| zone.first <= chunk.0 as usize);
+        zone.map_or(FrameRange::new(Frame::from_number(0), 0), |zone| {
+            let skip = (chunk.0 as usize - zone.first) as u64 * zone.chunk_frames;
+            FrameRange::new(zone.frames.start.plus(skip), zone.chunk_frames)
+        })
+    }
+
+    /// The chunk that `frame` is part of.
+    pub fn chunk_of(&self, frame: Frame) -> Option<ChunkId> {
+        let zone = self.zones.iter().find(|zone| zone.frames.contains(frame))?;
+        let index = (frame.number() - zone.frames.start.number()) / zone.chunk_frames;
+        Some(ChunkId((zone.first as u64 + index) as u32))
+    }
+
+    /// Bytes by owner, as counted at each change.
+    pub const fn bytes(&self) -> ChunkBytes {
+        self.bytes
+    }
+
+    /// Bytes by owner, counted anew from the ownership table.
+    pub(crate) fn recount(&self) -> ChunkBytes {
+        let mut bytes = ChunkBytes::default();
+        for zone in &self.zones {
+            for &owner in &zone.owners {
+                let chunk = zone.chunk_frames * PAGE_SIZE;
+                bytes.total += chunk;
+                match Owner::unpack(owner) {
+                    Owner::Free => {}
+                    Owner::Tables => bytes.tables += chunk,
+                    Owner::Vm(_) => bytes.vms += chunk,
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Bytes of the ownership table.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.zones
+            .iter()
+            .map(|zone| 2 * zone.owners.len() as u64)
+            .sum()
+    }
+
+    fn locate_mut(&mut self, chunk: ChunkId) -> Option<(&mut Zone, usize)> {
+        let number = chunk.0 as usize;
+        let zone = self
+            .zones
+            .iter_mut()
+            .rev()
+            .find(|zone| zone.first <= number)?;
+        let index = number - zone.first;
+        Some((zone, index))
+    }
+
+    fn count(&mut self, owner: Owner, change: impl FnOnce(u64) -> u64) {
+        match owner {
+            Owner::Free => {}
+            Owner::Tables => self.bytes.tables = change(self.bytes.tables),
+            Owner::Vm(_) => self.bytes.vms = change(self.bytes.vms),
+        }
+    }
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where a run of table frames comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    /// DRAM that cannot have tags.
+    Untaggable,
+    /// Taggable DRAM, too small for a chunk.
+    Fragment,
+    /// A chunk, which goes back when its last table is freed.
+    Chunk(ChunkId),
+}
+
+/// A run of frames for tables, and which of them are in use.
+#[derive(Debug)]
+struct Run {
+    frames: FrameRange,
+    source: Source,
+    taken: Vec<u64>,
+    used: u64,
+    /// No bit below this word is clear.
+    full_words: usize,
+}
+
+/// Bytes of frames for tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TableBytes {
+    /// In use, anywhere.
+    pub used: u64,
+    /// Not in use, in DRAM that cannot have tags.
+    pub untaggable_free: u64,
+    /// Not in use, in taggable DRAM that is no chunk.
+    pub fragments_free: u64,
+    /// Not in use, in chunks.
+    pub chunks_free: u64,
+}
+
+/// Frames for stage-2 tables: first DRAM that can do nothing better.
+#[derive(Default)]
+pub struct TableFrames {
+    runs: Vec<Run>,
+}
+
+impl TableFrames {
+    /// No memory.
+    pub const fn new() -> Self {
+        Self { runs: Vec::new() }
+    }
+
+    /// Adds a run of DRAM that cannot have tags. To be called before [`add_fragment`](Self::add_fragment), as
+    /// runs are used in their order.
+    pub fn add_untaggable(&mut self, frames: FrameRange) {
+        self.push(frames, Source::Untaggable);
+    }
+
+    /// Adds a run of taggable DRAM that is too small for a chunk.
+    pub fn add_fragment(&mut self, frames: FrameRange) {
+        self.push(frames, Source::Fragment);
+    }
+
+    /// Takes a frame, from `chunks` if there is no other. Its contents are whatever they were.
+    pub fn alloc(&mut self, chunks: &mut Chunks) -> Option<Frame> {
+        if let Some(run) = self.runs.iter_mut().find(|run| run.used < run.frames.count) {
+            return run.take();
+        }
+        let chunk = chunks.alloc(Owner::Tables)?;
+        self.push(chunks.frames(chunk), Source::Chunk(chunk));
+        self.runs.last_mut()?.take()
+    }
+
+    /// Gives a frame back; refused if it is not in use.
+    pub fn free(&mut self, chunks: &mut Chunks, frame: Frame) -> Result<(), NotOwned> {
+        let number = self.runs.iter().position(|run| run.frames.contains(frame));
+        let number = number.ok_or(NotOwned(frame))?;
+        let run = self.runs.get_mut(number).ok_or(NotOwned(frame))?;
+        run.give_back(frame)?;
+        if let (0, Source::Chunk(chunk)) = (run.used, run.source) {
+            self.runs.swap_remove(number);
+            chunks.free(chunk, Owner::Tables)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes in use and not.
+    pub fn bytes(&self) -> TableBytes {
+        self.count(|run| run.used)
+    }
+
+    /// The same, counted anew from the bitmaps.
+    pub(crate) fn recount(&self) -> TableBytes {
+        self.count(|run| {
+            run.taken
+                .iter()
+                .map(|word| u64::from(word.count_ones()))
+                .sum()
+        })
+    }
+
+    /// Bytes of the bitmaps.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.runs.iter().map(|run| 8 * run.taken.len() as u64).sum()
+    }
+
+    fn count(&self, used: impl Fn(&Run) -> u64) -> TableBytes {
+        self.runs
+            .iter()
+            .fold(TableBytes::default(), |mut sum, run| {
+                let used = used(run);
+                let free = (run.frames.count - used) * PAGE_SIZE;
+                sum.used += used * PAGE_SIZE;
+                match run.source {
+                    Source::Untaggable => sum.untaggable_free += free,
+                    Source::Fragment => sum.fragments_free += free,
+                    Source::Chunk(_) => sum.chunks_free += free,
+                }
+                sum
+            })
+    }
+
+    fn push(&mut self, frames: FrameRange, source: Source) {
+        if !frames.is_empty() {
+            let taken = vec![0; frames.count.div_ceil(64) as usize];
+            self.runs.push(Run {
+                frames,
+                source,
+                taken,
+                used: 0,
+                full_words: 0,
+            });
+        }
+    }
+}
+
+impl Run {
+    fn take(&mut self) -> Option<Frame> {
+        let words = self.taken.iter_mut().enumerate().skip(self.full_words);
+        for (number, word) in words {
+            if *word != u64::MAX {
+                let bit = word.trailing_ones();
+                *word |= 1 << bit;
+                self.full_words = number;
+                self.used += 1;
+                return Some(self.frames.start.plus(number as u64 * 64 + u64::from(bit)));
+            }
+        }
+        None
+    }
+
+    fn give_back(&mut self, frame: Frame) -> Result<(), NotOwned> {
+        let offset = frame.number() - self.frames.start.number();
+        let (number, bit) = ((offset / 64) as usize, 1 << (offset % 64));
+        match self.taken.get_mut(number) {
+            Some(word) if *word & bit != 0 => *word &= !bit,
+            _ => return Err(NotOwned(frame)),
+        }
+        self.full_words = self.full_words.min(number);
+        self.used -= 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PhysAddr;
+
+    fn frame(pa: u64) -> Frame {
+        Frame::from_addr(PhysAddr::new(pa)).unwrap()
+    }
+
+    fn run(base: u64, bytes: u64) -> FrameRange {
+        FrameRange::new(frame(base), bytes / PAGE_SIZE)
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    fn vm(index: u16) -> Owner {
+        Owner::Vm(VmId::new(index).unwrap())
+    }
+
+    #[test]
+    fn a_chunk_is_whole_pieces_and_whole_coverages() {
+        for (block, chunk) in [
+            (0x1000, 2),
+            (0x2000, 2),
+            (0x3000, 6),
+            (0x8000, 2),
+            (0x20000, 4),
+        ] {
+            assert_eq!(
+                chunk_frames(block / 128),
+                chunk * MIB / PAGE_SIZE,
+                "block {block:#x}"
+            );
+        }
+        // 16 MiB + 4 KiB: whole pieces would take 8 GiB; whole coverages suffice.
+        assert_eq!(chunk_frames(4096 * 4097 / 128), 4096 * 4097 / 128);
+    }
+
+    #[test]
+    fn chunks_start_on_coverage_bounds_of_their_region_and_the_rest_is_fragments() {
+        let mut chunks = Chunks::new();
+        // Tagged memory starts at 1 MiB, coverage 384 KiB: chunks of 6 MiB at 1 MiB + 6 MiB * n.
+        let rest = chunks.add(run(2 * MIB, 30 * MIB), frame(MIB), 96);
+        assert_eq!(rest, [run(2 * MIB, 5 * MIB), run(31 * MIB, MIB)]);
+        let chunk = chunks.alloc(vm(0)).unwrap();
+        assert_eq!(chunks.frames(chunk), run(7 * MIB, 6 * MIB));
+        assert_eq!(chunks.chunk_of(frame(12 * MIB)), Some(chunk));
+        assert_eq!(chunks.chunk_of(frame(2 * MIB)), None);
+    }
+
+    #[test]
+    fn a_chunk_has_one_owner_and_a_double_free_is_refused() {
+        let mut chunks = Chunks::new();
+        chunks.add(run(0, 8 * MIB), frame(0), 32);
+        let one = chunks.alloc(vm(0)).unwrap();
+        let two = chunks.alloc(vm(1)).unwrap();
+        assert_ne!(one, two);
+        assert!(chunks.free(one, vm(1)).is_err(), "not its owner");
+        chunks.free(one, vm(0)).unwrap();
+        assert!(chunks.free(one, vm(0)).is_err(), "twice");
+        assert!(
+            chunks.free(one, Owner::Free).is_err(),
+            "nobody owns nothing"
+        );
+        let mut seen = vec![two];
+        while let Some(chunk) = chunks.alloc(vm(2)) {
+            assert!(!seen.contains(&chunk), "one chunk, two owners");
+            seen.push(chunk);
+        }
+        assert_eq!(seen.len(), 4);
+        assert_eq!(chunks.bytes(), chunks.recount());
+        assert_eq!(chunks.bytes().vms, 8 * MIB);
+    }
+
+    #[test]
+    fn tables_use_untaggable_dram_then_fragments_then_chunks_and_give_chunks_back() {
+        let mut chunks = Chunks::new();
+        chunks.add(run(0, 4 * MIB), frame(0), 32);
+        let mut tables = TableFrames::new();
+        tables.add_untaggable(run(0x8000_0000, 2 * PAGE_SIZE));
+        tables.add_fragment(run(0x9000_0000, PAGE_SIZE));
+        let frames: Vec<_> = (0..4).map(|_| tables.alloc(&mut chunks).unwrap()).collect();
+        assert_eq!(frames[..2], [frame(0x8000_0000), frame(0x8000_1000)]);
+        assert_eq!(frames[2], frame(0x9000_0000));
+        assert!(chunks.chunk_of(frames[3]).is_some());
+        assert_eq!(chunks.bytes().tables, 2 * MIB);
+        for &frame in &frames {
+            tables.free(&mut chunks, frame).unwrap();
+            assert!(tables.free(&mut chunks, frame).is_err(), "twice");
+        }
+        assert_eq!(chunks.bytes().tables, 0);
+        assert_eq!((tables.bytes().used, tables.bytes()), (0, tables.recount()));
+        assert!(
+            tables.free(&mut chunks, frame(0x7000_0000)).is_err(),
+            "not a table frame"
+        );
+    }
+
+    #[test]
+    fn a_run_that_is_no_multiple_of_64_frames_gives_only_its_own() {
+        let (mut chunks, mut tables) = (Chunks::new(), TableFrames::new());
+        tables.add_untaggable(run(0x1000, 70 * PAGE_SIZE));
+        let frames: Vec<_> = core::iter::from_fn(|| tables.alloc(&mut chunks)).collect();
+        assert_eq!(frames.len(), 70);
+        tables.free(&mut chunks, frames[3]).unwrap();
+        tables.free(&mut chunks, frames[69]).unwrap();
+        assert_eq!(tables.alloc(&mut chunks), Some(frames[3]));
+        assert_eq!(tables.alloc(&mut chunks), Some(frames[69]));
+        assert_eq!(tables.alloc(&mut chunks), None);
+    }
+}

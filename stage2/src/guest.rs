@@ -1,0 +1,622 @@
+//! The memory of one VM: its RAM, its tables, and the two faults that fill and tag them. Lock rank: VM
+//! tables.
+//!
+//! Each operation first looks, and takes all that it needs; it may fail there, and leaves no trace. Then it
+//! commits, and nothing in that part can fail.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::account::{PageCounts, VmAccount, VmPeak};
+use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
+use crate::block::BadTransition;
+use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
+use crate::frames::{ChunkId, NotOwned, Owner, PIECE_BYTES, PIECE_FRAMES, VmId};
+use crate::host::HostMemory;
+use crate::pool::TagHold;
+use crate::ports::{Hardware, TableMemory};
+use crate::region::TAG_RATIO;
+use crate::tables::{Corrupt, Missing, Position, Stage2Tables, Supplied, Vacant, Visit};
+
+/// When tag storage is reserved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// The whole carve-out, for ever: today's machines, our baseline.
+    Static,
+    /// For a page at the guest's first access to it.
+    Eager,
+    /// For a page at the guest's first tag access to it (needs FEAT_MTE_PERM).
+    Lazy,
+}
+
+/// A VM to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestSpec {
+    /// Who owns its memory.
+    pub vm: VmId,
+    /// What its TLB entries are marked with. No TLB holds any.
+    pub vmid: Vmid,
+    /// The first byte of its RAM.
+    pub ram_base: Ipa,
+    /// The length of its RAM in bytes.
+    pub ram_bytes: u64,
+    /// Whether the guest may use tags (HCR_EL2.ATA = 1).
+    pub mte: bool,
+    /// When tag storage is reserved for it.
+    pub policy: Policy,
+}
+
+/// Why an operation on a VM's memory was refused. Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemError {
+    /// The RAM is empty, not whole 4 KiB pages, or beyond the guest physical addresses.
+    BadRam {
+        /// Its first byte.
+        base: Ipa,
+        /// Its length.
+        bytes: u64,
+    },
+    /// A static VM on a machine that is not: its storage would not be reserved.
+    StaticNeedsStaticMachine,
+    /// The address is not of the VM's RAM.
+    NotRam(Ipa),
+    /// No frame is left.
+    NoMemory,
+    /// A tag access of a guest that may not use tags.
+    NotMte,
+    /// The tag block is in a state that does not allow it.
+    Block(BadTransition),
+    /// A table holds what was never written to it: the hypervisor has lost a guarantee.
+    Corrupt(Corrupt),
+    /// A frame was given back twice: the hypervisor has lost a guarantee.
+    NotOwned(Frame),
+}
+
+impl fmt::Display for MemError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadRam { base, bytes } => {
+                write!(
+                    f,
+                    "RAM at {base:#x} of {bytes:#x} bytes is empty, unaligned, or too high"
+                )
+            }
+            Self::StaticNeedsStaticMachine => {
+                write!(f, "a static VM needs a machine whose policy is static")
+            }
+            Self::NotRam(ipa) => write!(f, "{ipa:#x} is not RAM of the VM"),
+            Self::NoMemory => write!(f, "no frame is left"),
+            Self::NotMte => write!(f, "a tag access of a VM without MTE"),
+            Self::Block(bad) => write!(f, "{bad}"),
+            Self::Corrupt(Corrupt { table, index, raw }) => {
+                write!(
+                    f,
+                    "entry {index} of the table at {:#x} is {raw:#x}",
+                    table.addr()
+                )
+            }
+            Self::NotOwned(frame) => {
+                write!(f, "the frame at {:#x} was given back twice", frame.addr())
+            }
+        }
+    }
+}
+
+impl From<BadTransition> for MemError {
+    fn from(bad: BadTransition) -> Self {
+        Self::Block(bad)
+    }
+}
+
+impl From<Corrupt> for MemError {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+impl From<NotOwned> for MemError {
+    fn from(NotOwned(frame): NotOwned) -> Self {
+        Self::NotOwned(frame)
+    }
+}
+
+/// What an access fault led to. In each case the guest is re-entered and repeats the access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// The page was never touched; it is mapped now, zeroed.
+    Mapped(Frame),
+    /// The page is mapped already: another vCPU was faster.
+    Spurious,
+}
+
+/// What a tag fault led to. In each case the guest is re-entered and repeats the access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TagOutcome {
+    /// The page has tag access now, and its tags are 0.
+    Tagged,
+    /// The page had tag access: the guest used an older TLB entry, which is dropped now.
+    Spurious,
+    /// The page is not mapped: a translation fault will follow.
+    Unmapped,
+}
+
+/// When a page of the VM gets tag access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TagUse {
+    Never,
+    AtAccess,
+    AtTagAccess,
+}
+
+/// The memory of one VM.
+#[derive(Debug)]
+pub struct GuestMemory {
+    spec: GuestSpec,
+    tag_use: TagUse,
+    tables: Stage2Tables,
+    ram: Ram,
+    tagged: u64,
+    no_tag_access: u64,
+    reserved: u64,
+    tag_faults: u64,
+    peak: VmPeak,
+}
+
+impl GuestMemory {
+    /// The memory of a new VM, nothing of it mapped. Needs one frame, for the root table.
+    pub fn new(
+        host: &mut HostMemory,
+        memory: &mut impl TableMemory,
+        spec: GuestSpec,
+    ) -> Result<Self, MemError> {
+        let GuestSpec {
+            ram_base: base,
+            ram_bytes: bytes,
+            ..
+        } = spec;
+        let aligned = base.get() % PAGE_SIZE == 0 && bytes % PAGE_SIZE == 0 && bytes != 0;
+        let end = base
+            .checked_add(bytes)
+            .filter(|end| end.get() <= 1 << IPA_BITS);
+        if !aligned || end.is_none() {
+            return Err(MemError::BadRam { base, bytes });
+        }
+        if spec.mte && spec.policy == Policy::Static && host.policy() != Policy::Static {
+            return Err(MemError::StaticNeedsStaticMachine);
+        }
+        let tag_use = match (spec.mte, spec.policy) {
+            (false, _) => TagUse::Never,
+            (true, Policy::Lazy) => TagUse::AtTagAccess,
+            (true, Policy::Eager | Policy::Static) => TagUse::AtAccess,
+        };
+        let root = host.alloc_table_page().ok_or(MemError::NoMemory)?;
+        let ram = Ram::new(spec);
+        host.guest_metadata += ram.metadata_bytes();
+        Ok(Self {
+            spec,
+            tag_use,
+            tables: Stage2Tables::new(memory, root, spec.vmid),
+            ram,
+            tagged: 0,
+            no_tag_access: 0,
+            reserved: 0,
+            tag_faults: 0,
+            peak: VmPeak::default(),
+        })
+    }
+
+    /// What the VM was made from.
+    pub const fn spec(&self) -> &GuestSpec {
+        &self.spec
+    }
+
+    /// The VM's tables.
+    pub const fn tables(&self) -> &Stage2Tables {
+        &self.tables
+    }
+
+    /// Whether a page mapped as `leaf` can use its tags.
+    pub fn has_tag_access(&self, leaf: Leaf) -> bool {
+        self.tag_use != TagUse::Never && leaf.attr == MemAttr::WriteBack
+    }
+
+    /// The frame behind a guest address, if the guest has touched its page.
+    pub fn translate(&self, memory: &impl TableMemory, ipa: Ipa) -> Option<Frame> {
+        Some(self.leaf(memory, ipa)?.frame)
+    }
+
+    /// The leaf behind a guest address, if the guest has touched its page.
+    pub fn leaf(&self, memory: &impl TableMemory, ipa: Ipa) -> Option<Leaf> {
+        self.tables.lookup(memory, ipa)
+    }
+
+    /// The frame where the page at `ipa` lives, or will live once touched; `None` if that is not yet decided.
+    pub(crate) fn home(&self, ipa: Ipa) -> Option<Frame> {
+        self.ram.home(ipa)
+    }
+
+    /// The host pieces behind its RAM, as far as decided.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Frame> {
+        self.ram
+            .slots
+            .iter()
+            .flatten()
+            .chain(&self.ram.spare)
+            .copied()
+    }
+
+    /// Touches a page in the guest's name, as a loader does: mapped if it was not. Counts as an access.
+    pub fn populate(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut impl Hardware,
+        ipa: Ipa,
+    ) -> Result<Frame, MemError> {
+        match self.access_fault(host, hw, ipa)? {
+            Access::Mapped(frame) => Ok(frame),
+            Access::Spurious => self.translate(hw, ipa).ok_or(MemError::NotRam(ipa)),
+        }
+    }
+
+    /// Handles a stage-2 translation fault.
+    pub fn access_fault<H: Hardware>(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut H,
+        ipa: Ipa,
+    ) -> Result<Access, MemError> {
+        let ipa = self.ram.page(ipa)?;
+        let gap = match self.tables.walk(hw, ipa)? {
+            Position::Mapped(_) | Position::Busy => return Ok(Access::Spurious),
+            Position::Vacant(vacant) => Gap::Page(vacant),
+            Position::Missing(missing) => Gap::supply(missing, host)?,
+        };
+        let place = match self.ram.place(host, ipa) {
+            Some(place) => place,
+            None => return Err(gap.give_back(host, MemError::NoMemory)),
+        };
+        let frame = place.frame;
+        let hold = match self.tag_use {
+            TagUse::AtAccess => match host.blocks.hold(hw, frame) {
+                Ok(hold) => Some(hold),
+                Err(bad) => {
+                    let cause = gap.give_back(host, bad.into());
+                    return Err(self.ram.give_back(host, place, cause));
+                }
+            },
+            TagUse::Never | TagUse::AtTagAccess => None,
+        };
+
+        self.ram.adopt(place);
+        hw.zero(frame);
+        let vacant = gap.fill(host, hw);
+        match hold {
+            Some(hold) => {
+                let opened = hold.opened();
+                let leaf = hold.zero_tags(hw).leaf();
+                vacant.make(hw, leaf);
+                self.count_tagged(opened);
+            }
+            None => {
+                vacant.make(hw, self.tag_use.untagged(frame));
+                self.no_tag_access += 1;
+            }
+        }
+        Ok(Access::Mapped(frame))
+    }
+
+    /// Handles a tag access fault: the guest used the tags of a page that has none yet.
+    pub fn tag_fault<H: Hardware>(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut H,
+        ipa: Ipa,
+    ) -> Result<TagOutcome, MemError> {
+        if self.tag_use == TagUse::Never {
+            return Err(MemError::NotMte);
+        }
+        let ipa = self.ram.page(ipa)?;
+        let mapped = match self.tables.walk(hw, ipa)? {
+            Position::Mapped(mapped) => mapped,
+            Position::Busy => return Ok(TagOutcome::Spurious),
+            Position::Vacant(_) | Position::Missing(_) => return Ok(TagOutcome::Unmapped),
+        };
+        if mapped.leaf().attr == MemAttr::WriteBack {
+            mapped.refresh(hw);
+            return Ok(TagOutcome::Spurious);
+        }
+        let hold: TagHold = host.blocks.hold(hw, mapped.leaf().frame)?;
+
+        let opened = hold.opened();
+        let broken = mapped.break_leaf(hw);
+        let leaf = hold.zero_tags(hw).leaf();
+        broken.vacant().make(hw, leaf);
+        self.no_tag_access -= 1;
+        self.tag_faults += 1;
+        self.count_tagged(opened);
+        Ok(TagOutcome::Tagged)
+    }
+
+    /// Takes all RAM away from the guest, as a reset does: each page is zero, and untouched, afterwards. The VM
+    /// keeps its chunks and its root table.
+    ///
+    /// # Errors
+    /// Only a guarantee that was lost before; all that can be released has been.
+    pub fn reset<H: Hardware>(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut H,
+    ) -> Result<(), MemError> {
+        host.before_release();
+        host.leaf_tables -= u64::from(self.tables.leaf_tables());
+        let mut result = Ok(());
+        let tag_use = self.tag_use;
+        let detached = self.tables.detach(hw);
+        detached.visit(hw, |hw, item| {
+            let freed = match item {
+                Visit::Page(_, leaf) if tag_use.tagged(leaf) => host
+                    .blocks
+                    .drop_user(hw, leaf.frame)
+                    .map(drop)
+                    .map_err(MemError::from),
+                Visit::Page(..) | Visit::Busy(_) => Ok(()),
+                Visit::Table(table) => host.free_table_page(table).map_err(MemError::from),
+                Visit::Corrupt(corrupt) => Err(corrupt.into()),
+            };
+            result = result.and(freed);
+        });
+        (self.tagged, self.no_tag_access, self.reserved) = (0, 0, 0);
+        result
+    }
+
+    /// Gives back all that the VM has. Its VMID may be used again.
+    ///
+    /// # Errors
+    /// Only a guarantee that was lost before; all that can be released has been.
+    pub fn destroy(
+        mut self,
+        host: &mut HostMemory,
+        hw: &mut impl Hardware,
+    ) -> Result<(), MemError> {
+        let reset = self.reset(host, hw);
+        host.guest_metadata -= self.ram.metadata_bytes();
+        let chunks = self.ram.release(host);
+        let root = host
+            .free_table_page(self.tables.root())
+            .map_err(MemError::from);
+        reset.and(chunks).and(root)
+    }
+
+    /// The VM's figures now. Constant time.
+    pub fn account(&self) -> VmAccount {
+        let memory = self.spec.ram_bytes;
+        let static_cost = memory / TAG_RATIO;
+        let is_static = self.spec.policy == Policy::Static;
+        let reserved = if is_static {
+            static_cost
+        } else {
+            self.reserved
+        };
+        let touched = self.tagged + self.no_tag_access;
+        VmAccount {
+            memory,
+            resident: touched * PAGE_SIZE,
+            pages: PageCounts {
+                untouched: memory / PAGE_SIZE - touched,
+                no_tag_access: self.no_tag_access,
+                tagged: self.tagged,
+            },
+            reserved,
+            static_cost,
+            reclaimed: static_cost as i64 - reserved as i64,
+            tag_faults: self.tag_faults,
+            peak: VmPeak {
+                reserved: reserved.max(self.peak.reserved),
+                ..self.peak
+            },
+            ..VmAccount::default()
+        }
+    }
+
+    fn count_tagged(&mut self, opened: u64) {
+        self.tagged += 1;
+        self.reserved += opened;
+        self.peak.tagged_pages = self.peak.tagged_pages.max(self.tagged);
+        self.peak.reserved = self.peak.reserved.max(self.reserved);
+    }
+}
+
+impl TagUse {
+    fn tagged(self, leaf: Leaf) -> bool {
+        self != Self::Never && leaf.attr == MemAttr::WriteBack
+    }
+
+    /// The leaf for a page without tag access. A guest that can never use tags needs no attribute for it.
+    const fn untagged(self, frame: Frame) -> Leaf {
+        let attr = match self {
+            Self::Never => MemAttr::WriteBack,
+            Self::AtAccess | Self::AtTagAccess => MemAttr::NoTagAccess,
+        };
+        Leaf { frame, attr }
+    }
+}
+
+/// The way from the root to a page that is not mapped, with all that it needs.
+enum Gap<'t> {
+    Page(Vacant<'t>),
+    Tables(Supplied<'t>),
+}
+
+impl<'t> Gap<'t> {
+    fn supply(missing: Missing<'t>, host: &mut HostMemory) -> Result<Self, MemError> {
+        match missing.supply(|| host.alloc_table_page()) {
+            Ok(supplied) => Ok(Self::Tables(supplied)),
+            Err(taken) => Err(free_tables(host, taken, MemError::NoMemory)),
+        }
+    }
+
+    fn give_back(self, host: &mut HostMemory, cause: MemError) -> MemError {
+        match self {
+            Self::Page(_) => cause,
+            Self::Tables(supplied) => free_tables(host, supplied.into_frames(), cause),
+        }
+    }
+
+    fn fill(self, host: &mut HostMemory, hw: &mut impl Hardware) -> Vacant<'t> {
+        match self {
+            Self::Page(vacant) => vacant,
+            Self::Tables(supplied) => {
+                host.leaf_tables += 1;
+                supplied.install(hw)
+            }
+        }
+    }
+}
+
+/// Frees what was taken for an operation that is refused; returns why it is refused.
+fn free_tables(
+    host: &mut HostMemory,
+    tables: impl IntoIterator<Item = Frame>,
+    cause: MemError,
+) -> MemError {
+    let freed = tables
+        .into_iter()
+        .try_for_each(|table| host.free_table_page(table));
+    freed.map_or_else(MemError::from, |()| cause)
+}
+
+/// The RAM of a VM: which 2 MiB piece of host memory is behind each 2 MiB of guest addresses. Inside
+/// a piece both run in step, so that a block can be mapped as one later.
+#[derive(Debug)]
+struct Ram {
+    vm: VmId,
+    base: Ipa,
+    bytes: u64,
+    slots: Vec<Option<Frame>>,
+    /// Pieces of the VM's chunks that are behind no guest address yet.
+    spare: Vec<Frame>,
+}
+
+/// A frame for a page, and where its piece comes from.
+struct Place {
+    frame: Frame,
+    slot: usize,
+    piece: Piece,
+}
+
+/// Where a piece comes from.
+enum Piece {
+    /// It is behind its guest addresses already.
+    Settled,
+    /// The last of the spare ones.
+    Spare(Frame),
+    /// The first of a new chunk.
+    New(ChunkId, FrameRange),
+}
+
+impl Ram {
+    fn new(spec: GuestSpec) -> Self {
+        let first = spec.ram_base.get() / PIECE_BYTES;
+        let end = (spec.ram_base.get() + spec.ram_bytes).div_ceil(PIECE_BYTES);
+        Self {
+            vm: spec.vm,
+            base: spec.ram_base,
+            bytes: spec.ram_bytes,
+            slots: vec![None; (end - first) as usize],
+            spare: Vec::new(),
+        }
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        size_of_val(self.slots.as_slice()) as u64
+    }
+
+    /// The page of an address, if it is RAM.
+    fn page(&self, ipa: Ipa) -> Result<Ipa, MemError> {
+        match ipa.get().checked_sub(self.base.get()) {
+            Some(offset) if offset < self.bytes => Ok(ipa.page()),
+            _ => Err(MemError::NotRam(ipa)),
+        }
+    }
+
+    fn slot(&self, ipa: Ipa) -> usize {
+        (ipa.get() / PIECE_BYTES - self.base.get() / PIECE_BYTES) as usize
+    }
+
+    fn home(&self, ipa: Ipa) -> Option<Frame> {
+        let ipa = self.page(ipa).ok()?;
+        Some(frame_in((*self.slots.get(self.slot(ipa))?)?, ipa))
+    }
+
+    /// Finds a frame for a page of RAM, and takes a chunk if that needs one.
+    fn place(&mut self, host: &mut HostMemory, ipa: Ipa) -> Option<Place> {
+        let slot = self.slot(ipa);
+        let (base, piece) = match (*self.slots.get(slot)?, self.spare.last()) {
+            (Some(base), _) => (base, Piece::Settled),
+            (None, Some(&base)) => (base, Piece::Spare(base)),
+            (None, None) => {
+                let chunk = host.chunks.alloc(Owner::Vm(self.vm))?;
+                let frames = host.chunks.frames(chunk);
+                self.spare.reserve((frames.count / PIECE_FRAMES) as usize);
+                (frames.start, Piece::New(chunk, frames))
+            }
+        };
+        Some(Place {
+            frame: frame_in(base, ipa),
+            slot,
+            piece,
+        })
+    }
+
+    /// Undoes [`place`](Self::place) for an operation that is refused; returns why it is refused.
+    fn give_back(&self, host: &mut HostMemory, place: Place, cause: MemError) -> MemError {
+        match place.piece {
+            Piece::Settled | Piece::Spare(_) => cause,
+            Piece::New(chunk, _) => {
+                let freed = host.chunks.free(chunk, Owner::Vm(self.vm));
+                freed.map_or_else(MemError::from, |()| cause)
+            }
+        }
+    }
+
+    /// Settles what [`place`](Self::place) found.
+    fn adopt(&mut self, place: Place) {
+        let base = match place.piece {
+            Piece::Settled => return,
+            Piece::Spare(base) => {
+                self.spare.pop();
+                base
+            }
+            Piece::New(_, frames) => {
+                let pieces = 1..frames.count / PIECE_FRAMES;
+                let pieces = pieces.map(|number| frames.start.plus(number * PIECE_FRAMES));
+                self.spare.extend(pieces.rev());
+                frames.start
+            }
+        };
+        if let Some(slot) = self.slots.get_mut(place.slot) {
+            *slot = Some(base);
+        }
+    }
+
+    /// Gives all chunks back.
+    fn release(&mut self, host: &mut HostMemory) -> Result<(), MemError> {
+        let owner = Owner::Vm(self.vm);
+        let mut result = Ok(());
+        for piece in self.slots.drain(..).flatten().chain(self.spare.drain(..)) {
+            // The first piece of a chunk that is met takes the others with it.
+            if let Some(chunk) = host.chunks.chunk_of(piece)
+                && host.chunks.owner(chunk) == owner
+            {
+                result = result.and(host.chunks.free(chunk, owner).map_err(MemError::from));
+            }
+        }
+        result
+    }
+}
+
+/// The frame of a page inside its 2 MiB piece.
+fn frame_in(piece: Frame, ipa: Ipa) -> Frame {
+    piece.plus(ipa.get() % PIECE_BYTES / PAGE_SIZE)
+}

@@ -1,0 +1,58 @@
+//! What this crate needs of the hardware, as small traits.
+//!
+//! EL2 implements them with instructions, [`fakes`](crate::fakes) with a simulated machine. This
+//! crate decides *when* and *in which order*; a port decides nothing.
+
+use crate::addr::{Frame, FrameRange, Ipa};
+use crate::descriptor::Vmid;
+
+/// Access to the frames that hold stage-2 tables: 512 entries of 64 bits each.
+pub trait TableMemory {
+    /// Reads entry `index` of `table`.
+    fn read(&self, table: Frame, index: usize) -> u64;
+    /// Writes entry `index` of `table` with one 64-bit store, as the walker may be reading it.
+    fn write(&mut self, table: Frame, index: usize, raw: u64);
+    /// Writes 0 to all entries of a frame that is not yet, or no longer, reachable.
+    fn clear(&mut self, table: Frame);
+}
+
+/// The TLBs of all CPUs. TLB maintenance acts on the VMID in VTTBR_EL2, so each call names the
+/// victim; the port loads its VTTBR_EL2, and restores the old one.
+pub trait Tlb {
+    /// Drops what any CPU may hold of the page at `ipa`, and waits until no access through it is
+    /// under way: `DSB ISHST`, VTTBR_EL2 and `ISB`, `TLBI IPAS2E1IS`, `DSB ISH`, `TLBI VMALLE1IS` (for
+    /// combined stage-1 and stage-2 entries), `DSB ISH`, the erratum repeat.
+    fn invalidate_page(&mut self, vmid: Vmid, root: Frame, ipa: Ipa);
+    /// Drops all that any CPU holds of the VM, and waits: as above with `TLBI VMALLS12E1IS`.
+    fn invalidate_vm(&mut self, vmid: Vmid, root: Frame);
+    /// Makes entries written before visible to all walkers: `DSB ISHST`, `ISB`.
+    fn publish(&mut self);
+}
+
+/// Maintenance of tags and of data in tag storage. Tag operations go through EL2's Tagged map, data
+/// operations through its Untagged one. The calls do not wait: [`synchronize`](Self::synchronize) does.
+pub trait TagCache {
+    /// Cleans and invalidates the data lines of `frames` to the point of coherency (`DC CIVAC`).
+    fn clean_invalidate_data(&mut self, frames: FrameRange);
+    /// Cleans and invalidates the tag lines of the tagged memory `frames` (`DC CIGVAC`).
+    fn clean_invalidate_tags(&mut self, frames: FrameRange);
+    /// Sets all tags of `frame` to 0 and leaves its data alone (`STGM` or `DC GVA`).
+    fn zero_tags(&mut self, frame: Frame);
+    /// Whether all tags of `frame` are 0 (`LDGM`).
+    fn tags_are_zero(&mut self, frame: Frame) -> bool;
+    /// Waits for the maintenance before it (`DSB ISH`).
+    fn synchronize(&mut self);
+}
+
+/// Writes to the data of frames, through EL2's Untagged map.
+pub trait FrameCopy {
+    /// Sets all bytes to 0.
+    fn zero(&mut self, frame: Frame);
+    /// Copies the data (not the tags) of one frame to another.
+    fn copy(&mut self, from: Frame, to: Frame);
+}
+
+/// All ports.
+pub trait Hardware: TableMemory + Tlb + TagCache + FrameCopy {}
+
+impl<T: TableMemory + Tlb + TagCache + FrameCopy> Hardware for T {}
