@@ -110,6 +110,14 @@ pub fn current_el() -> u64 {
     read_sys!("CurrentEL") >> 2 & 3
 }
 
+/// Whether `address` lies in the program.
+pub fn is_image(address: u64) -> bool {
+    let start: u64;
+    // SAFETY: takes the address of a symbol.
+    unsafe { core::arch::asm!("adrp {}, _start", out(reg) start, options(nomem, nostack)) };
+    (start..image_end()).contains(&address)
+}
+
 /// The first byte after the program, its data and its stack.
 pub fn image_end() -> u64 {
     let end: u64;

@@ -83,6 +83,14 @@ impl Outcome {
         }
     }
 
+    /// What it returned; none after an exception.
+    pub const fn value(self) -> Option<u64> {
+        match self {
+            Self::Done(value) => Some(value),
+            Self::Trapped(_) => None,
+        }
+    }
+
     /// Whether the instruction was undefined.
     pub fn is_undefined(self) -> bool {
         self.trap().is_some_and(|trap| trap.class() == UNDEFINED)
@@ -98,7 +106,7 @@ static LAST_IRQ: AtomicU64 = AtomicU64::new(0);
 
 /// Runs `attempt`; each of its instructions that takes an exception is skipped, and the first exception is the outcome.
 ///
-/// A call to an address that cannot be fetched from returns to its caller.
+/// A call to an address outside the program that takes an exception there returns to its caller.
 pub fn attempt(attempt: impl FnOnce() -> u64) -> Outcome {
     COUNT.store(0, Relaxed);
     ARMED.store(true, Relaxed);
