@@ -4,10 +4,17 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tagvisor_tool::paths::Cache;
+use tagvisor_tool::run::options::{EXIT_CODES, RunOptions};
+use tagvisor_tool::run::{error_code, run};
 use tagvisor_tool::setup::{self, Part};
 
 #[derive(Parser)]
-#[command(name = "tagvisor-tool", version)]
+#[command(
+    name = "tagvisor-tool",
+    bin_name = "scripts",
+    version,
+    propagate_version = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -15,18 +22,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Bring what a build and a run need and the machine lacks.
+    /// Bring what a build and a run need and the machine lacks
     Setup {
-        /// Bring only these parts.
+        /// Bring only these parts
         parts: Vec<Part>,
     },
+    /// Boot guests under tagvisor in QEMU; without options, the demo
+    #[command(after_help = EXIT_CODES)]
+    Run(RunOptions),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command {
-        Task::Setup { parts } => report(set_up(&parts)),
-    }
+    let result = match Cli::parse().command {
+        Task::Setup { parts } => set_up(&parts).map(|()| 0),
+        Task::Run(options) => run(&options).map(|outcome| outcome.code()),
+    };
+    ExitCode::from(result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        error_code(&error)
+    }))
 }
 
 fn set_up(parts: &[Part]) -> anyhow::Result<()> {
@@ -34,14 +48,4 @@ fn set_up(parts: &[Part]) -> anyhow::Result<()> {
     setup::ensure(&cache, if parts.is_empty() { &Part::ALL } else { parts })?;
     println!("{}", setup::describe(&cache)?);
     Ok(())
-}
-
-fn report(result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(3)
-        }
-    }
 }

@@ -1,0 +1,138 @@
+//! What came of a run: its exit code and why.
+
+use serde::Deserialize;
+
+/// How a run ended, as an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every guest powered itself off.
+    Good,
+    /// A guest ended otherwise.
+    GuestEnded,
+    /// Something could not be built or started.
+    NotStarted,
+    /// EL2 failed.
+    El2Failed,
+    /// The time limit passed.
+    TimedOut,
+    /// A signal ended the run.
+    Signalled(i32),
+}
+
+impl Outcome {
+    /// Returns the exit code that `--help` lists.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Good => 0,
+            Self::GuestEnded => 1,
+            Self::NotStarted => 3,
+            Self::El2Failed => 4,
+            Self::TimedOut => 124,
+            Self::Signalled(signal) => {
+                u8::try_from(signal).map_or(255, |signal| signal.saturating_add(128))
+            }
+        }
+    }
+}
+
+/// The parts of EL2's report that decide about the outcome.
+#[derive(Deserialize)]
+struct Report {
+    vms: Vec<Vm>,
+    invariants: Invariants,
+}
+
+#[derive(Deserialize)]
+struct Vm {
+    name: String,
+    end: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Invariants {
+    broken: u64,
+}
+
+/// Judges a run that ended by itself from its report; says why if it was not good.
+#[must_use]
+pub fn judge(report: Option<&str>, saw_fatal_line: bool) -> (Outcome, Option<String>) {
+    let failed = |why: &str| (Outcome::El2Failed, Some(why.to_owned()));
+    if saw_fatal_line {
+        return failed("EL2 stopped itself: its last lines above say why");
+    }
+    let Some(report) = report else {
+        return failed("EL2 ended without a report");
+    };
+    let report: Report = match serde_json::from_str(report) {
+        Ok(report) => report,
+        Err(error) => return failed(&format!("the report of EL2 cannot be read ({error})")),
+    };
+    if report.invariants.broken > 0 {
+        return failed(&format!(
+            "{} invariants were broken at EL2",
+            report.invariants.broken
+        ));
+    }
+    let ends = |vm: &Vm| {
+        format!(
+            "guest {} ended: {}",
+            vm.name,
+            vm.end.as_deref().unwrap_or("not")
+        )
+    };
+    let otherwise: Vec<String> = report
+        .vms
+        .iter()
+        .filter(|vm| vm.end.as_deref() != Some("off"))
+        .map(ends)
+        .collect();
+    match otherwise.as_slice() {
+        [] => (Outcome::Good, None),
+        reasons => (Outcome::GuestEnded, Some(reasons.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(end: &str, broken: u64) -> String {
+        format!(
+            r#"{{"version":1,"vms":[{{"name":"a","end":"{end}"}}],"invariants":{{"checked":9,"broken":{broken}}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_run_is_good_only_if_all_guests_are_off_and_el2_is_sound() {
+        assert_eq!(judge(Some(&report("off", 0)), false), (Outcome::Good, None));
+        let (outcome, why) = judge(Some(&report("reset", 0)), false);
+        assert_eq!(
+            (outcome, why.as_deref()),
+            (Outcome::GuestEnded, Some("guest a ended: reset"))
+        );
+        assert_eq!(judge(Some(&report("off", 1)), false).0, Outcome::El2Failed);
+        assert_eq!(judge(Some(&report("off", 0)), true).0, Outcome::El2Failed);
+        assert_eq!(judge(None, false).0, Outcome::El2Failed);
+        assert_eq!(judge(Some("{"), false).0, Outcome::El2Failed);
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_help_lists() {
+        let all = [
+            Outcome::Good,
+            Outcome::GuestEnded,
+            Outcome::NotStarted,
+            Outcome::El2Failed,
+            Outcome::TimedOut,
+            Outcome::Signalled(2),
+        ];
+        assert_eq!(all.map(Outcome::code), [0, 1, 3, 4, 124, 130]);
+        for code in [0, 1, 3, 4, 124, 130] {
+            assert!(
+                super::super::options::EXIT_CODES.contains(&format!("\n  {code} ")),
+                "{code}"
+            );
+        }
+    }
+}
