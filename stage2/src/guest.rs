@@ -167,7 +167,7 @@ impl GuestMemory {
     /// The memory of a new VM, nothing of it mapped. Needs one frame, for the root table.
     pub fn new(
         host: &mut HostMemory,
-        memory: &mut impl TableMemory,
+        hw: &mut impl Hardware,
         spec: GuestSpec,
     ) -> Result<Self, MemError> {
         let GuestSpec {
@@ -196,7 +196,7 @@ impl GuestMemory {
         Ok(Self {
             spec,
             tag_use,
-            tables: Stage2Tables::new(memory, root, spec.vmid),
+            tables: Stage2Tables::new(hw, root, spec.vmid),
             ram,
             tagged: 0,
             no_tag_access: 0,

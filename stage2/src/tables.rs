@@ -89,8 +89,10 @@ pub struct Broken<'t> {
 impl Stage2Tables {
     /// Empty tables whose root is `root`, a frame that nothing else uses, for a VMID that no TLB
     /// holds anything of.
-    pub fn new(memory: &mut impl TableMemory, root: Frame, vmid: Vmid) -> Self {
-        memory.clear(root);
+    pub fn new<H: TableMemory + Tlb>(hw: &mut H, root: Frame, vmid: Vmid) -> Self {
+        hw.clear(root);
+        // Before the first vCPU loads VTTBR_EL2.
+        hw.publish();
         Self {
             root,
             vmid,
