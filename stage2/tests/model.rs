@@ -1,6 +1,12 @@
 //! The real core against a naive model, on the simulated machine: random accesses, tag accesses,
 //! resets and destroys of several VMs, under each policy, with any block size.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
+
 mod common;
 
 use common::{Board, MIB, World, page};

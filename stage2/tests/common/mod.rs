@@ -1,5 +1,10 @@
 //! A small machine with VMs on it, next to a naive model of what each guest must see.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
