@@ -48,10 +48,19 @@ pub fn tagvisor(profile: &str) -> Result<PathBuf> {
         ]
         .concat(),
     )?;
-    let elf = target_dir()
-        .join(BARE_TARGET)
-        .join(profile)
-        .join("tagvisor");
+    flat(
+        &target_dir()
+            .join(BARE_TARGET)
+            .join(profile)
+            .join("tagvisor"),
+    )
+}
+
+/// Makes the flat image of an ELF beside it, if there is none as new, and returns it.
+///
+/// # Errors
+/// The ELF is not usable.
+pub fn flat(elf: &Path) -> Result<PathBuf> {
     let image = elf.with_extension("image");
     let newer = |file: &Path| file.metadata().and_then(|meta| meta.modified()).ok();
     if newer(&image) < newer(elf) || newer(&image).is_none() {
