@@ -323,7 +323,7 @@ impl IdRegs {
         isar1.iter().chain(&isar2).any(|&field| field != 0)
     }
 
-    /// FEAT_PMUv3. 0xF is a monitor of another architecture.
+    /// FEAT_PMUv3, and so PMCR_EL0.N. 0xF is a monitor of another architecture.
     pub fn has_pmu(&self) -> bool {
         !matches!(self.field(IdReg::DFR0, 8), 0 | 0xf)
     }
@@ -334,12 +334,17 @@ impl IdRegs {
     }
 
     fn has_ras(&self) -> bool {
-        self.has(IdReg::PFR0, 28)
+        self.has(IdReg::PFR0, 28) || self.has(IdReg::PFR1, 12)
+    }
+
+    /// FEAT_MPAM: version 0.1 is a fraction without a whole.
+    pub fn has_mpam(&self) -> bool {
+        self.has(IdReg::PFR0, 40) || self.has(IdReg::PFR1, 16)
     }
 
     /// FEAT_RASv1p1, by the field or by the fraction.
     fn has_ras_v1p1(&self) -> bool {
-        self.field(IdReg::PFR0, 28) >= 2 || self.has_ras() && self.has(IdReg::PFR1, 12)
+        self.field(IdReg::PFR0, 28) >= 2 || self.has(IdReg::PFR1, 12)
     }
 
     /// FEAT_CSV2_2 or FEAT_CSV2_1p2: SCXTNUM_ELx exist.
@@ -363,7 +368,7 @@ pub fn controls(hw: &IdRegs, shape: GuestShape, pmu_counters: u64) -> Controls {
         fgt: (fgt_level >= 1).then(|| fine_grained(hw)),
         fgt2: (fgt_level >= 2).then(FineGrained2::default),
         mpam2_el2: hw
-            .has(IdReg::PFR0, 40)
+            .has_mpam()
             .then_some(mpam2::TRAP_MPAM0 | mpam2::TRAP_MPAM1),
     }
 }
@@ -412,11 +417,11 @@ fn cptr_el2(hw: &IdRegs) -> u64 {
 }
 
 fn mdcr_el2(hw: &IdRegs, pmu_counters: u64) -> u64 {
-    let pmu = mdcr::TPM | mdcr::TPMCR | pmu_counters & mdcr::HPMN;
     mdcr::TDRA
         | mdcr::TDOSA
         | mdcr::TDA
-        | when(hw.has_pmu(), pmu)
+        | when(hw.has(IdReg::DFR0, 8), mdcr::TPM | mdcr::TPMCR)
+        | when(hw.has_pmu(), pmu_counters & mdcr::HPMN)
         | when(hw.has(IdReg::DFR0, 32), mdcr::TPMS)
         | when(hw.has(IdReg::DFR0, 40), mdcr::TTRF)
 }

@@ -312,7 +312,7 @@ const ISAR2: &[Field] = &[
     show(24, Max(1)), // PAC_frac
     show(28, Max(1)), // CLRBHB
     show(48, Max(1)), // RPRFM
-    show(52, Max(1)), // CSSC
+    show(52, Max(2)), // CSSC, CMPBR
     show(56, Max(1)), // LUT
     show(60, Max(1)), // ATS1A
 ];

@@ -11,3 +11,6 @@ pub mod id_regs;
 pub mod inject;
 pub mod sysreg;
 pub mod tag_access;
+
+#[cfg(test)]
+mod fixtures;

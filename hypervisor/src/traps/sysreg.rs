@@ -32,6 +32,9 @@ pub enum SysRegOutcome {
         /// The value of a write, None for a read.
         write: Option<u64>,
     },
+    /// Deactivate this INTID: ICC_DIR_EL1, which traps while the list registers do not hold all that
+    /// is active.
+    DeactivateInterrupt(u32),
     /// Inject [`super::inject::Exception::Undefined`]. The PC stays.
     Undefined,
 }
@@ -152,7 +155,7 @@ pub fn emulate(
         (3, 0, 1) => control(trap, write, context, regs),
         // AIDR_EL1, by TID1 like SMIDR_EL1. IMPLEMENTATION DEFINED, and nothing to say.
         (3, 1, 0) if (trap.crm, trap.op2) == (0, 7) && write.is_none() => SysRegOutcome::Read(0),
-        (3, 0, 12) => software_interrupt(trap, write),
+        (3, 0, 12) => interrupt_controller(trap, write),
         (3, 3, 14) => physical_timer(trap, write),
         _ => SysRegOutcome::Undefined,
     }
@@ -161,6 +164,7 @@ pub fn emulate(
 /// DC by set and way: (CRm, op2). The forms with tags need a guest with tags.
 fn data_cache(trap: SysRegTrap, shape: GuestShape) -> SysRegOutcome {
     match (trap.crm, trap.op2) {
+        _ if !trap.write => SysRegOutcome::Undefined,
         (6 | 10 | 14, 2) => SysRegOutcome::SetWay,
         (6 | 10 | 14, 4 | 6) if shape.mte => SysRegOutcome::SetWay,
         _ => SysRegOutcome::Undefined,
@@ -198,17 +202,19 @@ fn control(
     }
 }
 
-fn software_interrupt(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
+/// The write-only registers of the GIC CPU interface that trap.
+fn interrupt_controller(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
+    let Some(value) = write else {
+        return SysRegOutcome::Undefined;
+    };
     let register = match (trap.crm, trap.op2) {
+        (11, 1) => return SysRegOutcome::DeactivateInterrupt((value & 0xff_ffff) as u32),
         (11, 5) => SgiReg::Sgi1r,
         (11, 6) => SgiReg::Asgi1r,
         (11, 7) => SgiReg::Sgi0r,
         _ => return SysRegOutcome::Undefined,
     };
-    write.map_or(SysRegOutcome::Undefined, |value| SysRegOutcome::Sgi {
-        register,
-        value,
-    })
+    SysRegOutcome::Sgi { register, value }
 }
 
 fn physical_timer(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
