@@ -437,3 +437,228 @@ impl Display for TagSupport {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::{String, ToString};
+
+    use super::*;
+    use crate::machine::{
+        Gic, Interrupt, MemRange, Memory, Refusal, RefusalReason, TagRegionNode, Trigger,
+    };
+    use crate::timer::Timer;
+
+    /// QEMU 11.1's `-cpu max` with `mte=on` as far as it matters here.
+    fn max() -> IdRegisters {
+        IdRegisters {
+            midr: 0x000f_0510,
+            pfr0: 0x1101_1111_1111_2222 & !(0xf << 52) | 1 << 24,
+            pfr1: 0x0000_0000_0200_0000 | 3 << 8,
+            pfr2: 1,
+            isar1: 0x5 << 4,
+            isar2: 1 << 60 | 1 << 16 | 2,
+            isar0: 2 << 56,
+            mmfr0: 2 << 60 | 1 << 56 | 2 << 40 | 6,
+            mmfr1: 1 << 40 | 3 << 20 | 1 << 8 | 2 << 4,
+            mmfr2: 1 << 40 | 2 << 52 | 1,
+            ctr: 0x8444_c004,
+            dczid: 4,
+            gmid: 6,
+            ..IdRegisters::default()
+        }
+    }
+
+    fn machine(regions: usize, refusal: Option<bool>) -> Machine {
+        let range = MemRange::new(0x4000_0000, 0x1000).unwrap();
+        let trigger = Trigger::Level;
+        let region = TagRegionNode {
+            tag_base: 0,
+            tag_bytes: 0,
+            tagged_base: 0,
+            tagged_bytes: 0,
+            block_bytes: 0,
+            path: String::new(),
+        };
+        Machine {
+            memory: vec![Memory {
+                range,
+                taggable: true,
+            }],
+            reserved: vec![],
+            tag_regions: vec![region; regions],
+            refusals: refusal
+                .into_iter()
+                .map(|storage_known| Refusal {
+                    path: String::new(),
+                    reason: RefusalReason::Place,
+                    storage_known,
+                })
+                .collect(),
+            cpus: vec![],
+            psci: None,
+            gic: Gic {
+                distributor: range,
+                redistributors: vec![range],
+                stride: None,
+                maintenance: None,
+            },
+            timer: Timer {
+                phys_secure: None,
+                phys: None,
+                virt: Interrupt { intid: 27, trigger },
+                hyp: None,
+                hyp_virt: None,
+                frequency: None,
+            },
+            uart: None,
+            initrd: None,
+            bootargs: None,
+            dtb_bytes: 0,
+        }
+    }
+
+    fn support(id: &IdRegisters, regions: usize, refusal: Option<bool>) -> TagSupport {
+        CpuFeatures::new(id).tag_support(&machine(regions, refusal))
+    }
+
+    #[test]
+    fn the_features_of_a_new_cpu_are_decoded() {
+        let cpu = CpuFeatures::new(&max());
+        assert_eq!(cpu.mte, MteLevel::Asymm);
+        assert!(cpu.mte_perm && cpu.fwb && cpu.gicv3_sysregs && cpu.ats1a && cpu.hcx);
+        assert!(cpu.pauth && cpu.mops && cpu.pan && cpu.vhe && cpu.e2h0 && cpu.stage2_4k);
+        assert!(cpu.cnp && cpu.wfxt && cpu.tlbi_range && !cpu.rme);
+        assert_eq!((cpu.vmid_bits, cpu.pa_range_bits), (16, 52));
+        assert_eq!((cpu.fgt, cpu.ecv, cpu.bbm), (1, 2, 2));
+        assert_eq!((cpu.data_line, cpu.instruction_line), (64, 64));
+        assert_eq!((cpu.dc_zva, cpu.ldgm), (Some(64), Some(256)));
+        assert_eq!(cpu.check_required(), Ok(()));
+        assert!(!cpu.errata.repeat_tlbi);
+    }
+
+    #[test]
+    fn the_oldest_cpu_has_nothing() {
+        let cpu = CpuFeatures::new(&IdRegisters::default());
+        assert_eq!(cpu.mte, MteLevel::None);
+        assert!(!cpu.mte_perm && !cpu.fwb && !cpu.hcx && !cpu.pauth && !cpu.gicv3_sysregs);
+        assert_eq!((cpu.vmid_bits, cpu.pa_range_bits), (8, 32));
+        assert_eq!(cpu.ldgm, None);
+        // TGran4 = 0 means that there are 4 KiB pages.
+        assert!(cpu.stage2_4k);
+    }
+
+    #[test]
+    fn tag_maintenance_steps_by_tminlin_unless_it_says_nothing() {
+        for (tmin, bytes) in [
+            (0, 64),
+            (1, 64),
+            (2, 16),
+            (4, 64),
+            (6, 256),
+            (16, 64),
+            (63, 64),
+        ] {
+            let mut id = max();
+            id.ctr = 4 << 16 | tmin << 32;
+            assert_eq!(CpuFeatures::new(&id).tag_line, bytes, "TminLine {tmin}");
+        }
+    }
+
+    #[test]
+    fn what_is_required_is_named_when_it_is_missing() {
+        let check = |change: fn(&mut IdRegisters)| {
+            let mut id = max();
+            change(&mut id);
+            CpuFeatures::new(&id).check_required()
+        };
+        assert_eq!(check(|id| id.mmfr2 = 0), Err(MissingFeature::Fwb));
+        assert_eq!(check(|id| id.pfr0 = 0), Err(MissingFeature::GicV3));
+        let granule = Err(MissingFeature::Stage2Granule);
+        assert_eq!(check(|id| id.mmfr0 = 1 << 40), granule);
+        assert_eq!(check(|id| id.mmfr0 = 0xf << 28), granule);
+        assert_eq!(check(|id| id.mmfr4 = 0xe << 24), Err(MissingFeature::E2h0));
+        assert_eq!(check(|id| id.mmfr4 = 0xf << 24), Err(MissingFeature::E2h0));
+        assert!(MissingFeature::Fwb.to_string().contains("-cpu max"));
+    }
+
+    #[test]
+    fn lazy_needs_mte_perm_and_eager_only_a_region() {
+        assert_eq!(support(&max(), 1, None), TagSupport::Lazy);
+        // A refused region stays static; the others are used.
+        assert_eq!(support(&max(), 1, Some(true)), TagSupport::Lazy);
+        let mut id = max();
+        id.pfr2 = 0;
+        assert_eq!(support(&id, 1, None), TagSupport::EagerOnly);
+        let none = TagSupport::StaticOnly(StaticReason::NoRegion);
+        assert_eq!(support(&max(), 0, None), none);
+        assert_eq!(support(&max(), 0, Some(true)), none);
+    }
+
+    #[test]
+    fn with_rme_nothing_is_reclaimed() {
+        let mut id = max();
+        id.pfr0 |= 1 << 52;
+        let rme = TagSupport::StaticOnly(StaticReason::Rme);
+        assert_eq!(support(&id, 1, None), rme);
+        assert_eq!(support(&id, 0, None), rme);
+    }
+
+    #[test]
+    fn without_tags_in_memory_or_with_storage_unknown_guests_have_no_mte() {
+        for (field, level) in [(0, MteLevel::None), (1, MteLevel::El0Only)] {
+            let mut id = max();
+            id.pfr1 = field << 8;
+            let reason = NoMteReason::Cpu(level);
+            assert_eq!(support(&id, 1, None), TagSupport::NoMte(reason));
+            assert!(!CpuFeatures::new(&id).mte_perm);
+        }
+        let unknown = TagSupport::NoMte(NoMteReason::UnknownStorage);
+        assert_eq!(support(&max(), 1, Some(false)), unknown);
+        for gmid in [0, 1, 7, 15] {
+            let mut id = max();
+            id.gmid = gmid;
+            let ldgm = TagSupport::NoMte(NoMteReason::Ldgm);
+            assert_eq!(support(&id, 1, None), ldgm);
+        }
+    }
+
+    #[test]
+    fn the_weakest_cpu_decides_for_the_machine() {
+        let big = CpuFeatures::new(&max());
+        let mut id = max();
+        id.midr = 0x410f_d490; // Neoverse-N2
+        id.pfr1 = 2 << 8;
+        id.pfr2 = 0;
+        id.mmfr0 = 5;
+        id.mmfr1 = 0;
+        id.ctr = 3 << 16 | 3;
+        let little = CpuFeatures::new(&id);
+        let both = big.merge(little);
+        assert_eq!(both, little.merge(big));
+        assert_eq!(both.mte, MteLevel::Full);
+        assert!(!both.mte_perm && !both.hcx && !both.pan);
+        assert_eq!((both.vmid_bits, both.pa_range_bits), (8, 48));
+        assert_eq!((both.data_line, both.tag_line), (32, 32));
+        assert!(both.errata.repeat_tlbi);
+        assert_eq!(both.tag_support(&machine(1, None)), TagSupport::EagerOnly);
+        assert_eq!(big.merge(big), big);
+    }
+
+    #[test]
+    fn cpus_that_differ_in_what_guests_see_of_tags_hide_mte() {
+        let mut id = max();
+        id.gmid = 5;
+        id.dczid = 5;
+        let both = CpuFeatures::new(&max()).merge(CpuFeatures::new(&id));
+        assert_eq!((both.ldgm, both.dc_zva), (None, None));
+        let support = both.tag_support(&machine(1, None));
+        assert_eq!(support, TagSupport::NoMte(NoMteReason::Ldgm));
+    }
+
+    #[test]
+    fn one_cpu_with_rme_is_enough_to_keep_storage_static() {
+        let mut id = max();
+        id.pfr0 |= 1 << 52;
+        assert!(CpuFeatures::new(&max()).merge(CpuFeatures::new(&id)).rme);
+    }
+}

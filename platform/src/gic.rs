@@ -394,3 +394,162 @@ mod cpu {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use arm_sysregs::el1::fake::SYSREGS;
+    use arm_sysregs::el1::registers::IccIar1El1;
+
+    use super::*;
+
+    const FRAME_WORDS: usize = REDISTRIBUTOR_BYTES / 8;
+
+    /// Register frames in memory: what is written stays, nothing reacts.
+    fn frames(words: usize) -> (Vec<u64>, Mmio) {
+        let mut memory = vec![0u64; words];
+        // SAFETY: the vector is returned beside `mmio` and not used while that is.
+        let mmio = unsafe { Mmio::new(memory.as_mut_ptr().cast(), words * 8) }.unwrap();
+        (memory, mmio)
+    }
+
+    fn redistributor(region: Mmio, at: usize, affinity: u64, flags: u64) {
+        let frame = region.slice(at, REDISTRIBUTOR_BYTES).unwrap();
+        frame.write32(PIDR2, 0x3b);
+        frame.write32(GICR_TYPER, flags as u32);
+        frame.write32(GICR_TYPER + 4, affinity as u32);
+    }
+
+    #[test]
+    fn a_redistributor_is_found_by_affinity_in_all_regions() {
+        let (_a, first) = frames(2 * FRAME_WORDS);
+        let (_b, second) = frames(FRAME_WORDS);
+        redistributor(first, 0, 0, 0);
+        redistributor(first, REDISTRIBUTOR_BYTES, 1, GICR_TYPER_LAST);
+        redistributor(second, 0, 0x0102_0003, GICR_TYPER_LAST);
+        let find = |mpidr| Redistributor::find([first, second], None, mpidr);
+        find(0x8000_0000).unwrap();
+        let mut one = find(1).unwrap();
+        one.set_active(27, true).unwrap();
+        assert_eq!(first.read32(REDISTRIBUTOR_BYTES + GICR_ISACTIVER0), 1 << 27);
+        // Aff3 lies in bits 39:32 of MPIDR.
+        find(0x1_0002_0003).unwrap();
+        assert_eq!(find(2).err(), Some(GicError::NoRedistributor { mpidr: 2 }));
+    }
+
+    #[test]
+    fn the_distance_between_redistributors_is_the_boards_or_vlpis() {
+        let (_memory, region) = frames(6 * FRAME_WORDS);
+        redistributor(region, 0, 0, GICR_TYPER_VLPIS);
+        redistributor(region, 2 * REDISTRIBUTOR_BYTES, 1, GICR_TYPER_VLPIS);
+        redistributor(region, 4 * REDISTRIBUTOR_BYTES, 2, GICR_TYPER_LAST);
+        Redistributor::find([region], None, 2).unwrap();
+        Redistributor::find([region], Some(4 * REDISTRIBUTOR_BYTES as u64), 2).unwrap();
+        // A region that ends without a last one ends the search.
+        assert!(Redistributor::find([region], None, 9).is_err());
+        let empty = region.slice(0, 0x1000).unwrap();
+        assert!(Redistributor::find([empty], None, 0).is_err());
+        assert!(Redistributor::find([], None, 0).is_err());
+    }
+
+    #[test]
+    fn registers_that_are_no_gic_are_refused() {
+        let (_memory, region) = frames(FRAME_WORDS);
+        assert_eq!(
+            Redistributor::find([region], None, 0).err(),
+            Some(GicError::Revision(0))
+        );
+        assert_eq!(Distributor::new(region).err(), Some(GicError::Revision(0)));
+        let bytes = 0x1000;
+        let short = region.slice(0, bytes).unwrap();
+        assert_eq!(
+            Distributor::new(short).err(),
+            Some(GicError::Registers { bytes })
+        );
+    }
+
+    #[test]
+    fn private_interrupts_are_enabled_with_their_trigger() {
+        let (_memory, region) = frames(FRAME_WORDS);
+        redistributor(region, 0, 0, GICR_TYPER_LAST);
+        let mut own = Redistributor::find([region], None, 0).unwrap();
+        own.init();
+        assert_eq!(region.read32(SGI_FRAME + 0x180), u32::MAX); // GICR_ICENABLER0
+        assert_eq!(region.read32(SGI_FRAME + 0x80), u32::MAX); // GICR_IGROUPR0
+        assert_eq!(region.read32(SGI_FRAME + 0x404), 0x8080_8080); // GICR_IPRIORITYR1
+        assert_eq!(region.read32(GICR_ICACTIVER0), u32::MAX);
+        let trigger = Trigger::Edge;
+        own.enable(Interrupt { intid: 30, trigger }).unwrap();
+        assert_eq!(region.read32(SGI_FRAME + 0x100), 1 << 30); // GICR_ISENABLER0
+        assert_eq!(region.read32(SGI_FRAME + 0xc04), 1 << 29); // GICR_ICFGR1
+        own.disable(27).unwrap();
+        assert_eq!(region.read32(SGI_FRAME + 0x180), 1 << 27);
+        own.set_active(27, false).unwrap();
+        assert_eq!(region.read32(GICR_ICACTIVER0), 1 << 27);
+        own.clear_pending(5).unwrap();
+        assert_eq!(region.read32(GICR_ICPENDR0), 1 << 5);
+        region.write32(GICR_ISPENDR0, 1 << 26);
+        assert_eq!(own.is_pending(26), Ok(true));
+        assert_eq!(own.is_active(26), Ok(false));
+        for intid in [32, 1020, 1056, 4096, u32::MAX] {
+            let refused = Err(GicError::Interrupt(intid));
+            assert_eq!(own.enable(Interrupt { intid, trigger }), refused);
+            assert_eq!(own.disable(intid), refused);
+            assert_eq!(own.set_active(intid, true), refused);
+        }
+    }
+
+    #[test]
+    fn shared_interrupts_are_routed_and_out_of_range_ones_refused() {
+        let (_memory, registers) = frames(DISTRIBUTOR_BYTES / 8);
+        registers.write32(PIDR2, 0x3b);
+        registers.write32(4, 2); // GICD_TYPER.ITLinesNumber: 64 SPIs
+        let mut distributor = Distributor::new(registers).unwrap();
+        distributor.init();
+        assert_eq!(distributor.spi_count(), 64);
+        assert_eq!(registers.read32(0), 0x12); // GICD_CTLR: ARE, group 1
+        assert_eq!(registers.read32(0x84), u32::MAX); // GICD_IGROUPR1
+        let trigger = Trigger::Level;
+        let uart = Interrupt { intid: 33, trigger };
+        distributor.enable(uart, 0x1_8000_0203).unwrap();
+        assert_eq!(registers.read32(0x104), 1 << 1); // GICD_ISENABLER1
+
+        distributor.disable(33).unwrap();
+        assert_eq!(registers.read32(0x184), 1 << 1); // GICD_ICENABLER1
+        for intid in [0, 31, 96, 1019, 1020, 4096, u32::MAX] {
+            let refused = Err(GicError::Interrupt(intid));
+            assert_eq!(distributor.enable(Interrupt { intid, trigger }, 0), refused);
+            assert_eq!(distributor.disable(intid), refused);
+        }
+    }
+
+    /// One test, as the fake registers are shared by all.
+    #[test]
+    fn the_cpu_interface_runs_with_eoimode_1() {
+        CpuInterface::init();
+        let registers = || SYSREGS.lock().unwrap();
+        assert_eq!(registers().icc_ctlr_el1.bits(), 1 << 1);
+        assert_eq!(registers().icc_pmr_el1.bits(), 0xff);
+        assert_eq!(registers().icc_igrpen1_el1.bits(), 1);
+        for (read, taken) in [(27, Some(27)), (33, Some(33)), (8192, Some(8192))] {
+            registers().icc_iar1_el1 = IccIar1El1::from_bits_retain(read);
+            assert_eq!(CpuInterface::acknowledge(), taken);
+        }
+        for special in 1020..1024 {
+            registers().icc_iar1_el1 = IccIar1El1::from_bits_retain(special);
+            assert_eq!(CpuInterface::acknowledge(), None);
+        }
+        CpuInterface::end(27);
+        assert_eq!(registers().icc_eoir1_el1.bits(), 27);
+        CpuInterface::deactivate(27);
+        assert_eq!(registers().icc_dir_el1.bits(), 27);
+        CpuInterface::send_sgi(3, 0x1_0002_0304).unwrap();
+        assert_eq!(registers().icc_sgi1r_el1.bits(), 0x0001_0002_0303_0010);
+        let mpidr = 16;
+        assert_eq!(
+            CpuInterface::send_sgi(3, mpidr),
+            Err(GicError::Target { mpidr })
+        );
+        assert_eq!(CpuInterface::send_sgi(16, 0), Err(GicError::Interrupt(16)));
+    }
+}

@@ -75,23 +75,26 @@ pub(super) fn psci(tree: &Tree<'_, '_>) -> Result<Option<Psci>, DiscoverError> {
     Ok(None)
 }
 
-/// Reads the interrupt controller; also returns its node, which interrupts of others refer to.
-pub(super) fn gic(tree: &Tree<'_, '_>) -> Result<(Gic, NodeId), DiscoverError> {
+/// Finds the GICv3's node.
+fn gic_node(tree: &Tree<'_, '_>) -> Result<NodeId, DiscoverError> {
     let find = |models: &[&str]| {
         tree.ids()
             .find(|&id| models.iter().any(|model| tree.compatible(id, model)) && tree.enabled(id))
     };
-    let Some(id) = find(&["arm,gic-v3"]) else {
-        return Err(
-            match find(&["arm,cortex-a15-gic", "arm,gic-400", "arm,cortex-a7-gic"]) {
-                Some(old) => DiscoverError::OldGic {
-                    path: tree.path(old),
-                },
-                None => DiscoverError::NoGic,
+    find(&["arm,gic-v3"]).ok_or_else(|| {
+        match find(&["arm,cortex-a15-gic", "arm,gic-400", "arm,cortex-a7-gic"]) {
+            Some(old) => DiscoverError::OldGic {
+                path: tree.path(old),
             },
-        );
-    };
-    let property = |name| DiscoverError::Property {
+            None => DiscoverError::NoGic,
+        }
+    })
+}
+
+/// Reads the interrupt controller; also returns its node, which interrupts of others refer to.
+pub(super) fn gic(tree: &Tree<'_, '_>) -> Result<(Gic, NodeId), DiscoverError> {
+    let id = gic_node(tree)?;
+    let bad = |name| DiscoverError::Property {
         path: tree.path(id),
         name,
     };
@@ -99,31 +102,27 @@ pub(super) fn gic(tree: &Tree<'_, '_>) -> Result<(Gic, NodeId), DiscoverError> {
         .translated_reg(id)
         .map_err(|error| bad_reg(tree, id, error))?;
     let regions = match tree.property(id, "#redistributor-regions") {
-        None => 1,
-        Some(_) => tree
-            .u32(id, "#redistributor-regions")
-            .ok_or_else(|| property("#redistributor-regions"))? as usize,
+        None => Some(1),
+        Some(_) => tree.u32(id, "#redistributor-regions"),
     };
+    let regions = regions.ok_or_else(|| bad("#redistributor-regions"))? as usize;
     limit(regions, "redistributor regions")?;
     let stride = match tree.property(id, "redistributor-stride") {
         None => None,
         Some(_) => match tree.u64(id, "redistributor-stride") {
             Some(stride) if stride > 0 && stride.is_multiple_of(0x1_0000) => Some(stride),
-            _ => return Err(property("redistributor-stride")),
+            _ => return Err(bad("redistributor-stride")),
         },
     };
-    let (&distributor, redistributors) = regs.split_first().ok_or_else(|| property("reg"))?;
-    let redistributors = redistributors
-        .get(..regions)
-        .filter(|list| !list.is_empty())
-        .ok_or_else(|| property("reg"))?;
-    let gic = Gic {
-        distributor,
-        redistributors: redistributors.to_vec(),
-        stride,
-        maintenance: interrupt(tree, id, 0, id),
-    };
-    Ok((gic, id))
+    let gic = regs.split_first().and_then(|(&distributor, rest)| {
+        Some(Gic {
+            distributor,
+            redistributors: rest.get(..regions).filter(|r| !r.is_empty())?.to_vec(),
+            stride,
+            maintenance: interrupt(tree, id, 0, id),
+        })
+    });
+    Ok((gic.ok_or_else(|| bad("reg"))?, id))
 }
 
 /// Decodes an interrupt specifier of the GIC (`arm,gic-v3` binding): type, number, flags.
@@ -141,7 +140,7 @@ fn specifier(cells: &[u8]) -> Option<Interrupt> {
         4 | 8 => Trigger::Level,
         _ => return None,
     };
-    (number < count).then_some(Interrupt {
+    (number < count).then(|| Interrupt {
         intid: first + number,
         trigger,
     })
