@@ -1,1 +1,14 @@
-//! The QEMU harness and its scenarios.
+//! The harness of the QEMU tests: builds what they run, runs it within a time limit, and reads what it said.
+//!
+//! A test runs a bare-metal program in QEMU by itself ([`Qemu`]), or guests under tagvisor through `scripts/run`
+//! ([`Scenario`]), as a user would.
+
+mod build;
+mod process;
+mod qemu;
+mod scenario;
+
+pub use build::{carveout, elf, flat, qemu_program};
+pub use process::{Finished, Folder, run_within};
+pub use qemu::Qemu;
+pub use scenario::{Guest, Run, Scenario};

@@ -50,11 +50,14 @@ struct MainRam {
 /// What the library has seen of this process.
 struct Seen {
     main: Option<MainRam>,
+    /// The RAM blocks with other names, and their lengths in bytes.
+    others: Vec<(&'static CStr, usize)>,
     moved: bool,
 }
 
 static SEEN: Mutex<Seen> = Mutex::new(Seen {
     main: None,
+    others: Vec::new(),
     moved: false,
 });
 
@@ -104,6 +107,8 @@ fn look(qemu: &Qemu, addr: *mut c_void, len: usize) {
         refuse(format_args!(
             "this machine has secure RAM with tags of its own, which no carve-out holds: run without secure=on"
         ));
+    } else {
+        seen().others.push((name, len));
     }
 }
 
@@ -128,6 +133,13 @@ fn move_tags(addr: *mut c_void, len: usize) {
     if main.fd < 0 {
         refuse(format_args!(
             "memory region {} has no file behind it: use memory-backend-memfd with share=on, not memory-backend-ram",
+            MAIN.to_string_lossy()
+        ));
+    }
+    if let Some((name, _)) = seen.others.iter().find(|(_, bytes)| *bytes == main.bytes) {
+        refuse(format_args!(
+            "memory region {} is as big as {}, so main RAM may be either: give QEMU one memory backend",
+            name.to_string_lossy(),
             MAIN.to_string_lossy()
         ));
     }

@@ -1,0 +1,216 @@
+//! Guests under tagvisor, run as a user runs them: `scripts/run --batch --config FILE`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tagvisor_tool::paths::repository;
+
+use crate::build::flat;
+use crate::process::{Finished, Folder, run_within};
+
+/// How long EL2 and its guests may take, in seconds.
+const TIMEOUT: u64 = 120;
+/// What building and starting may take beyond that.
+const START: Duration = Duration::from_secs(600);
+
+/// One guest of a configuration.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    name: String,
+    kernel: PathBuf,
+    memory: String,
+    cmdline: String,
+    mte: bool,
+}
+
+impl Guest {
+    /// Makes a guest of the bare-metal program `program`, with 64 MiB of memory and MTE.
+    ///
+    /// # Errors
+    /// The program cannot be built.
+    pub fn bare(program: &str) -> Result<Self> {
+        Ok(Self {
+            name: program.to_owned(),
+            kernel: flat(program)?,
+            memory: "64M".to_owned(),
+            cmdline: String::new(),
+            mte: true,
+        })
+    }
+
+    /// Names it.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Gives it memory, as the configuration writes sizes.
+    #[must_use]
+    pub fn memory(mut self, memory: &str) -> Self {
+        memory.clone_into(&mut self.memory);
+        self
+    }
+
+    /// Gives it a kernel command line.
+    #[must_use]
+    pub fn cmdline(mut self, cmdline: &str) -> Self {
+        cmdline.clone_into(&mut self.cmdline);
+        self
+    }
+
+    /// Hides MTE from it.
+    #[must_use]
+    pub const fn without_mte(mut self) -> Self {
+        self.mte = false;
+        self
+    }
+}
+
+/// A machine, its guests and the options of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Scenario {
+    guests: Vec<Guest>,
+    options: Vec<String>,
+    timeout: Option<u64>,
+}
+
+impl Scenario {
+    /// Makes a machine that runs one guest.
+    #[must_use]
+    pub fn of(guest: Guest) -> Self {
+        Self {
+            guests: vec![guest],
+            ..Self::default()
+        }
+    }
+
+    /// Adds a guest.
+    #[must_use]
+    pub fn and(mut self, guest: Guest) -> Self {
+        self.guests.push(guest);
+        self
+    }
+
+    /// Adds options of `scripts/run`.
+    #[must_use]
+    pub fn with(mut self, options: &[&str]) -> Self {
+        self.options
+            .extend(options.iter().map(|&option| option.to_owned()));
+        self
+    }
+
+    /// Sets the time limit of the run, in seconds.
+    #[must_use]
+    pub const fn within(mut self, seconds: u64) -> Self {
+        self.timeout = Some(seconds);
+        self
+    }
+
+    /// The configuration file.
+    fn toml(&self) -> String {
+        self.guests.iter().fold(String::from("[machine]\ncpus = 1\n"), |mut text, guest| {
+            // Writing to a string does not fail.
+            let _ = write!(
+                text,
+                "\n[[vm]]\nname = {:?}\nkernel = {:?}\nmemory = {:?}\ncmdline = {:?}\nmte = {}\n",
+                guest.name, guest.kernel, guest.memory, guest.cmdline, guest.mte
+            );
+            text
+        })
+    }
+
+    /// Runs it in batch mode and reads its report.
+    ///
+    /// # Errors
+    /// The run cannot be started, or its report is no JSON.
+    pub fn run(&self) -> Result<Run> {
+        let folder = Folder::new()?;
+        let (config, report) = (
+            folder.path().join("config.toml"),
+            folder.path().join("report.json"),
+        );
+        std::fs::write(&config, self.toml())?;
+        let timeout = self.timeout.unwrap_or(TIMEOUT);
+        let mut command = Command::new(repository().join("scripts/run"));
+        command
+            .arg("--batch")
+            .arg("--config")
+            .arg(&config)
+            .arg("--report")
+            .arg(&report);
+        command
+            .args(["--timeout", &timeout.to_string()])
+            .args(&self.options);
+        let finished = run_within(&mut command, Duration::from_secs(timeout) + START)?;
+        let report = match std::fs::read_to_string(&report) {
+            Ok(text) => serde_json::from_str(&text).context("the report is no JSON")?,
+            Err(_) => Value::Null,
+        };
+        Ok(Run { finished, report })
+    }
+}
+
+/// What came of a [`Scenario`].
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What the run printed, and its exit code.
+    pub finished: Finished,
+    /// The report; null if there is none.
+    pub report: Value,
+}
+
+impl Run {
+    /// Returns the number at `path` in the report (a JSON pointer, `/vms/0/tag_faults`); `u64::MAX` if there is none.
+    #[must_use]
+    pub fn figure(&self, path: &str) -> u64 {
+        self.report
+            .pointer(path)
+            .and_then(Value::as_u64)
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Returns the text at `path` in the report; empty if there is none.
+    #[must_use]
+    pub fn text(&self, path: &str) -> &str {
+        self.report
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// Returns the lines of guest `name`, without its prefix.
+    #[must_use]
+    pub fn guest_lines(&self, name: &str) -> Vec<&str> {
+        let prefix = format!("{name}| ");
+        self.finished
+            .output
+            .lines()
+            .filter_map(|line| line.strip_prefix(&prefix))
+            .map(str::trim_end)
+            .collect()
+    }
+
+    /// Returns the first line of guest `name` that begins with `start`; empty if there is none.
+    #[must_use]
+    pub fn guest_line(&self, name: &str, start: &str) -> &str {
+        self.guest_lines(name)
+            .into_iter()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_default()
+    }
+
+    /// Returns everything that was printed and reported, for a failed test's message.
+    #[must_use]
+    pub fn transcript(&self) -> String {
+        format!(
+            "{}\n--- report\n{:#}",
+            self.finished.transcript(),
+            self.report
+        )
+    }
+}

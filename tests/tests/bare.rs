@@ -1,0 +1,71 @@
+//! The guests at QEMU's own EL1: what they expect is the architecture, not what tagvisor happens to do.
+
+// A helper of tests may fail the test.
+#![allow(clippy::unwrap_used)]
+
+use tagvisor_tests::{Finished, Qemu};
+
+fn at_el1(name: &str, bootargs: &str, arguments: &[&str]) -> Finished {
+    let (ended, _) = Qemu::at_el1(name, bootargs)
+        .unwrap()
+        .with(arguments)
+        .run()
+        .unwrap();
+    assert_eq!(ended.code, Some(0), "{}", ended.transcript());
+    ended
+}
+
+#[test]
+fn hello_passes() {
+    let ended = at_el1("el1-hello", "", &[]);
+    assert_eq!(
+        ended.line("HELLO PASS"),
+        Some("HELLO PASS"),
+        "{}",
+        ended.transcript()
+    );
+}
+
+#[test]
+fn tags_pass_and_their_sum_depends_on_the_seed_alone() {
+    let sum = |bootargs, arguments: &[&str]| {
+        let ended = at_el1("el1-tags", bootargs, arguments);
+        assert_eq!(
+            ended.line("TAGS PASS"),
+            Some("TAGS PASS"),
+            "{}",
+            ended.transcript()
+        );
+        ended.line("TAGS tagged=").unwrap_or_default().to_owned()
+    };
+    let first = sum("seed=1", &[]);
+    assert!(
+        first.starts_with("TAGS tagged=577 plain=512 sum=0x"),
+        "{first}"
+    );
+    assert_eq!(sum("seed=1", &["-cpu", "neoverse-n2"]), first);
+    assert_ne!(sum("seed=2", &[]), first);
+}
+
+#[test]
+fn a_cpu_without_mte_is_said() {
+    let ended = at_el1("el1-tags", "", &["-M", "mte=off"]);
+    assert!(
+        ended.line("TAGS FAIL needs EL1 with MTE").is_some(),
+        "{}",
+        ended.transcript()
+    );
+}
+
+#[test]
+fn every_answer_that_the_hostile_guest_expects_is_the_architectures() {
+    for arguments in [
+        &["-cpu", "max"][..],
+        &["-cpu", "neoverse-n2"],
+        &["-M", "mte=off"],
+    ] {
+        let ended = at_el1("el1-hostile", "bare=1", arguments);
+        let result = ended.line("HOSTILE passed=").unwrap_or_default();
+        assert!(result.ends_with(" failed=0"), "{}", ended.transcript());
+    }
+}
