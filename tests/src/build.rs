@@ -9,7 +9,7 @@ use tagvisor_tool::paths::{BARE_TARGET, Cache, target_dir};
 use tagvisor_tool::run::build::{cargo, library};
 
 /// Does `make` once, and gives everybody its result or its error's text.
-fn once(
+pub fn once(
     cell: &OnceLock<Result<PathBuf, String>>,
     make: impl FnOnce() -> Result<PathBuf>,
 ) -> Result<PathBuf> {

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use serde_json::Value;
+use tagvisor_tool::bundle;
 use tagvisor_tool::paths::repository;
+use tagvisor_tool::size::parse_size;
 
 use crate::build::flat;
 use crate::process::{Finished, Folder, run_within};
@@ -39,6 +41,19 @@ impl Guest {
             memory: "64M".to_owned(),
             cmdline: String::new(),
             mte: true,
+        })
+    }
+
+    /// Returns it as the bundle describes it.
+    pub(crate) fn to_bundle(&self) -> Result<bundle::Guest> {
+        Ok(bundle::Guest {
+            name: self.name.clone(),
+            kernel: self.kernel.clone(),
+            initrd: None,
+            memory_bytes: parse_size(&self.memory).map_err(Error::msg)?,
+            vcpus: 1,
+            mte: self.mte,
+            cmdline: self.cmdline.clone(),
         })
     }
 
