@@ -189,7 +189,12 @@ pub const HIDDEN: &[Hidden] = &[
     hide("FEAT_SME", IdReg::PFR1, 24, SME),
     hide("FEAT_RNG_TRAP", IdReg::PFR1, 28, EL2_ONLY),
     hide("CSV2_frac", IdReg::PFR1, 32, SCXTNUM),
-    hide("FEAT_NMI", IdReg::PFR1, 36, &[Trap(Hcrx, hcrx::TALLINT)]),
+    hide(
+        "FEAT_NMI",
+        IdReg::PFR1,
+        36,
+        &[Trap(Hcrx, hcrx::TALLINT), Harmless("ALLINT can be read")],
+    ),
     hide("FEAT_GCS", IdReg::PFR1, 44, GCS),
     hide(
         "FEAT_THE",
