@@ -58,6 +58,10 @@ pub enum BrokenRule {
     NoBreakBeforeMake(Frame, usize),
     /// An entry was made while a TLB held its predecessor.
     MadeOverLiveTlbEntry(Frame, usize),
+    /// A table was linked before its contents were published.
+    LinkedBeforePublished(Frame),
+    /// A page was mapped before its new data or tags were visible everywhere.
+    MappedBeforeVisible(Frame),
     /// A walker met an entry that was written and not published.
     UnpublishedEntry(Frame, usize),
     /// A table was cleared while a TLB entry came from it.
@@ -124,6 +128,8 @@ pub struct SimMachine {
     combined: BTreeMap<(Vmid, u64), TlbEntry>,
     vttbr: Option<(Vmid, Frame)>,
     unpublished: BTreeSet<(Frame, usize)>,
+    /// Frames whose data or tags were written and not waited for.
+    invisible: BTreeSet<Frame>,
     log: Vec<Step>,
     broken: Vec<BrokenRule>,
 }
@@ -332,8 +338,16 @@ impl SimMachine {
         core::mem::replace(&mut self.vttbr, vttbr)
     }
 
+    /// Whether a table was cleared and not published: nobody can have a link to it.
+    fn is_fresh(&self, table: Frame) -> bool {
+        [0, 511]
+            .iter()
+            .all(|&index| self.unpublished.contains(&(table, index)))
+    }
+
     fn dsb(&mut self) {
         self.unpublished.clear();
+        self.invisible.clear();
         self.log.push(Step::Publish);
     }
 
@@ -402,6 +416,13 @@ impl TableMemory for SimMachine {
             self.broken
                 .push(BrokenRule::MadeOverLiveTlbEntry(table, index));
         }
+        let target = Frame::containing(PhysAddr::new(raw & OUTPUT_ADDRESS));
+        if raw & 1 != 0 && self.is_fresh(target) && !self.is_fresh(table) {
+            self.broken.push(BrokenRule::LinkedBeforePublished(target));
+        }
+        if raw & 1 != 0 && self.invisible.contains(&target) {
+            self.broken.push(BrokenRule::MappedBeforeVisible(target));
+        }
         if let Some(entry) = self.page(table).get_mut(index * 8..index * 8 + 8) {
             entry.copy_from_slice(&raw.to_le_bytes());
         }
@@ -459,6 +480,7 @@ impl TagCache for SimMachine {
         for granule in 0..PAGE_SIZE / GRANULE {
             self.set_tag(PhysAddr::new(frame.addr().get() + granule * GRANULE), 0);
         }
+        self.invisible.insert(frame);
         self.log.push(Step::ZeroTags(frame));
     }
 
@@ -470,6 +492,7 @@ impl TagCache for SimMachine {
     }
 
     fn synchronize(&mut self) {
+        self.invisible.clear();
         self.log.push(Step::Synchronize);
     }
 }
@@ -478,6 +501,7 @@ impl FrameCopy for SimMachine {
     fn zero(&mut self, frame: Frame) {
         self.must_be_unreachable(frame);
         self.fill(frame, 0);
+        self.invisible.insert(frame);
         self.log.push(Step::ZeroFrame(frame));
     }
 
@@ -486,6 +510,7 @@ impl FrameCopy for SimMachine {
         self.must_be_unreachable(to);
         let page = self.page(from).clone();
         *self.page(to) = page;
+        self.invisible.insert(to);
         self.log.push(Step::Copy(from, to));
     }
 }

@@ -299,6 +299,8 @@ impl GuestMemory {
                 self.count_tagged(opened);
             }
             None => {
+                // Another vCPU must not see the page before the zeroes.
+                hw.synchronize();
                 vacant.make(hw, self.tag_use.untagged(frame));
                 self.no_tag_access += 1;
             }

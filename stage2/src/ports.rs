@@ -40,7 +40,7 @@ pub trait TagCache {
     fn zero_tags(&mut self, frame: Frame);
     /// Whether all tags of `frame` are 0 (`LDGM`).
     fn tags_are_zero(&mut self, frame: Frame) -> bool;
-    /// Waits for the maintenance before it (`DSB ISH`).
+    /// Waits for all maintenance, and for all writes of data and tags, before it (`DSB ISH`).
     fn synchronize(&mut self);
 }
 

@@ -203,14 +203,15 @@ impl TagRegion {
                 expected,
             });
         }
-        let too_large = RegionError::BlockTooLarge { bytes: block_bytes };
         let block_frames = block_bytes / PAGE_SIZE;
         if block_frames.saturating_mul(TAG_RATIO) >= MAX_USERS.into() {
-            return Err(too_large);
+            return Err(RegionError::BlockTooLarge { bytes: block_bytes });
         }
-        let blocks = u32::try_from(tags.count / block_frames).map_err(|_| too_large)?;
         disjoint(tags_range, tagged_range, others)?;
         in_free_dram(tags_range, memory)?;
+        // More blocks than 32 bits count would be more DRAM than stage 2 reaches.
+        let blocks = u32::try_from(tags.count / block_frames)
+            .map_err(|_| RegionError::OutsideDram(tags_range))?;
         let mut region = Self {
             tags,
             tagged,

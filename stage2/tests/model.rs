@@ -94,7 +94,7 @@ fn step(world: &mut World, slot: usize, op: Op) -> Result<(), MemError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn guests_see_their_own_data_and_tags_and_every_invariant_holds(
