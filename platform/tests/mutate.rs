@@ -3,7 +3,7 @@
 //! 20,000 mutations by default, a million in all with `TAGVISOR_FULL=1`. The sequence is fixed;
 //! a failure names the seed and the number of the mutation.
 
-#![allow(clippy::indexing_slicing)] // a panic here is a failure
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic here is a failure
 
 mod common;
 
