@@ -23,12 +23,17 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Bring what a build and a run need and the machine lacks
+    #[command(display_name = "tagvisor", override_usage = "scripts/setup [PARTS]...")]
     Setup {
         /// Bring only these parts
         parts: Vec<Part>,
     },
     /// Boot guests under tagvisor in QEMU; without options, the demo
-    #[command(after_help = EXIT_CODES)]
+    #[command(
+        display_name = "tagvisor",
+        override_usage = "scripts/run [OPTIONS] [-- QEMU ARGS...]",
+        after_help = EXIT_CODES
+    )]
     Run(RunOptions),
 }
 

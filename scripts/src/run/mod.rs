@@ -234,7 +234,9 @@ fn prepare(
         qemu.args(DETERMINISTIC);
     }
     if let (Some(counter), Some(to)) = (&files.counter, &options.count) {
-        qemu.arg("-plugin").arg(plugin(counter, to)?);
+        qemu.arg("-plugin")
+            .arg(plugin(counter, to)?)
+            .env("TAGVISOR_PLUGIN_API", plugin_api(&files.qemu)?);
     }
     if let Some(oracle) = &files.oracle {
         preload(&mut qemu, &files.qemu, oracle, place);
@@ -284,6 +286,12 @@ fn plugin(counter: &Path, to: &Path) -> Result<OsString> {
     let to = std::path::absolute(to)?;
     let escaped = |path: &Path| path.to_string_lossy().replace(',', ",,");
     Ok(format!("{},out={}", escaped(counter), escaped(&to)).into())
+}
+
+/// The plugin API to speak: QEMU 11.1 takes only 7, those before know 4.
+fn plugin_api(qemu: &Path) -> Result<&'static str> {
+    let newer = setup::QemuVersion::of(qemu)? >= setup::MINIMUM_QEMU;
+    Ok(if newer { "7" } else { "4" })
 }
 
 /// Loads the oracle into QEMU: through set-up's wrapper, or plainly into another QEMU.
