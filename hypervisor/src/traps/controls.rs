@@ -275,7 +275,7 @@ pub struct Controls {
     pub mpam2_el2: Option<u64>,
 }
 
-/// Whether the hardware has a feature, for the enables that follow from it.
+/// What a CPU has, for the enables that follow from it.
 impl IdRegs {
     fn has(&self, id: IdReg, shift: u32) -> bool {
         self.field(id, shift) != 0
@@ -353,7 +353,7 @@ impl IdRegs {
     }
 }
 
-/// The controls for a guest of this `shape` on this hardware.
+/// The controls for a guest of this `shape` on a CPU with these registers.
 ///
 /// `pmu_counters` is PMCR_EL0.N, ignored without a PMU. Hidden features trap or are UNDEFINED; the
 /// caller has to give a guest an UNDEFINED exception for each such trap.

@@ -129,7 +129,7 @@ impl Stage2Fault {
     }
 }
 
-/// HPFAR_EL2.FIPA, bits 43:4, is IPA[51:12].
+/// HPFAR_EL2.FIPA, bits 43:4, is `IPA[51:12]`.
 const fn page_of_hpfar(hpfar: u64) -> u64 {
     (hpfar >> 4 & ((1 << 40) - 1)) << 12
 }

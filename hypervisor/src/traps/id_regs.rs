@@ -72,10 +72,11 @@ impl IdRegs {
         self.get(id) >> shift & 0xf
     }
 
-    /// The features that both CPUs have, field by field, as far as guests may see them.
+    /// The features that both CPUs have, field by field: what guests may see, and what EL2 may use,
+    /// on a machine of both.
     ///
-    /// REVIDR_EL1 is kept if both agree. Only what a rule names is meaningful in the result, and
-    /// hidden features keep the *stronger* value, since what any CPU has must be denied.
+    /// REVIDR_EL1 is kept if both agree. The controls are each CPU's own: [`super::controls`] takes
+    /// the registers of the CPU that they are written on, where a hidden feature must be denied.
     #[must_use]
     pub fn weakest(&self, other: &Self) -> Self {
         let mut merged = Self::read(|crm, op2| {
@@ -200,7 +201,7 @@ fn merge_register(id: IdReg, a: u64, b: u64) -> u64 {
         let merged = rules_of(id)
             .iter()
             .find(|field| field.shift == shift)
-            .map_or(a.max(b), |field| field.rule.merge(a, b));
+            .map_or(a.min(b), |field| field.rule.merge(a, b));
         value | merged << shift
     })
 }

@@ -7,15 +7,15 @@ use super::id_regs::{IdReg, IdRegs};
 
 /// Bits of SPSR_EL2 and SPSR_EL1 for a state of AArch64, and what of AArch32 EL0 is needed.
 pub mod spsr {
-    /// M[4]: the state is AArch32.
+    /// `M[4]`: the state is AArch32.
     pub const AARCH32: u64 = 1 << 4;
-    /// M[3:0].
+    /// `M[3:0]`.
     pub const MODE: u64 = 0xf;
-    /// M[3:0] of EL0.
+    /// `M[3:0]` of EL0.
     pub const EL0: u64 = 0b0000;
-    /// M[3:0] of EL1 with SP_EL0.
+    /// `M[3:0]` of EL1 with SP_EL0.
     pub const EL1T: u64 = 0b0100;
-    /// M[3:0] of EL1 with SP_EL1.
+    /// `M[3:0]` of EL1 with SP_EL1.
     pub const EL1H: u64 = 0b0101;
     /// D, A, I and F: all masked.
     pub const DAIF: u64 = 0xf << 6;
@@ -226,7 +226,7 @@ pub const fn advance(pc: u64, pstate: u64, is_32_bit_instruction: bool) -> (u64,
     (pc.wrapping_add(4), pstate & !(spsr::BTYPE | spsr::SS))
 }
 
-/// ITAdvance (DDI 0487, shared/functions): IT[1:0] are bits 26:25, IT[7:2] are bits 15:10.
+/// ITAdvance (DDI 0487, shared/functions): `IT[1:0]` are bits 26:25, `IT[7:2]` are bits 15:10.
 const fn next_it(pstate: u64) -> u64 {
     const FIELD: u64 = 0b11 << 25 | 0x3f << 10;
     let it = pstate >> 25 & 0b11 | (pstate >> 10 & 0x3f) << 2;

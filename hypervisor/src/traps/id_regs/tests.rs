@@ -161,10 +161,25 @@ fn of_two_cpus_the_weaker_decides_what_is_shown() {
     }
 }
 
+/// FEAT_MTE_PERM and FEAT_S2FWB are for EL2, not for guests, and every CPU has to have them.
 #[test]
-fn of_two_cpus_the_stronger_decides_what_is_denied() {
-    let both = neoverse_n2().weakest(&qemu_max());
-    assert!(both.has_sme() && both.has_nmi() && both.has_hcx());
+fn of_two_cpus_the_weaker_decides_what_el2_can_use() {
+    let mut without_fwb = qemu_max();
+    without_fwb.set(IdReg::MMFR2, qemu_max().get(IdReg::MMFR2) & !(0xf << 40));
+    assert!(qemu_max().has_mte_perm() && qemu_max().has_fwb());
+    assert!(!qemu_max().weakest(&neoverse_n2()).has_mte_perm());
+    assert!(qemu_max().weakest(&neoverse_n2()).has_fwb());
+    assert!(!qemu_max().weakest(&without_fwb).has_fwb());
+}
+
+#[test]
+fn the_revision_is_kept_only_if_the_cpus_agree() {
+    let revised = |revidr| IdRegs {
+        revidr,
+        ..qemu_max()
+    };
+    assert_eq!(revised(5).weakest(&revised(5)).revidr, 5);
+    assert_eq!(revised(5).weakest(&revised(6)).revidr, 0);
 }
 
 fn any_hardware() -> impl Strategy<Value = IdRegs> {
