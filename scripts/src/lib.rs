@@ -14,3 +14,4 @@ pub mod progress;
 pub mod run;
 pub mod setup;
 pub mod size;
+pub mod test;

@@ -7,6 +7,7 @@ use tagvisor_tool::paths::Cache;
 use tagvisor_tool::run::options::{EXIT_CODES, RunOptions};
 use tagvisor_tool::run::{error_code, run};
 use tagvisor_tool::setup::{self, Part};
+use tagvisor_tool::test::test;
 
 #[derive(Parser)]
 #[command(
@@ -35,12 +36,20 @@ enum Task {
         after_help = EXIT_CODES
     )]
     Run(RunOptions),
+    /// Run every check and test; the last line is the count
+    #[command(display_name = "tagvisor", override_usage = "scripts/test [--full]")]
+    Test {
+        /// Run the tests that take long too
+        #[arg(long)]
+        full: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Task::Setup { parts } => set_up(&parts).map(|()| 0),
         Task::Run(options) => run(&options).map(|outcome| outcome.code()),
+        Task::Test { full } => test(full).map(|good| u8::from(!good)),
     };
     ExitCode::from(result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

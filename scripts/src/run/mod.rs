@@ -194,11 +194,16 @@ fn check_qemu(options: &RunOptions) -> Result<()> {
 
 fn demo(options: &RunOptions, cache: &Cache) -> Result<Config> {
     let initrd = build::guest_image("demo", cache.root())?;
-    Ok(Config::demo(
-        cache.guests().join("Image"),
-        initrd,
-        options.overrides(),
-    )?)
+    let kernel = cache.guests().join("Image");
+    let mut config = Config::demo(kernel, initrd, options.overrides())?;
+    if options.batch {
+        // The demo's init then powers off instead of giving a shell.
+        config
+            .guests
+            .iter_mut()
+            .for_each(|guest| guest.cmdline += " tagvisor.batch");
+    }
+    Ok(config)
 }
 
 /// Writes the bundle, the DTB and the stub, and puts QEMU's command line together.

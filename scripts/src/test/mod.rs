@@ -1,0 +1,129 @@
+//! `scripts/test`: every check and every test, then one plain count.
+
+mod repository;
+mod tally;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::paths::{BARE_TARGET, Cache, repository, target_dir};
+use crate::run::build::{self, cargo};
+use crate::setup::{self, Part};
+use tally::Tally;
+
+/// text and data of tagvisor's Image are at most this many bytes.
+const LARGEST_IMAGE: u64 = 256 << 10;
+
+/// Runs all tests; `full` adds those that take long. Returns whether all passed.
+///
+/// # Errors
+/// The tests cannot begin: set-up fails or cargo cannot be started.
+pub fn test(full: bool) -> Result<bool> {
+    let cache = Cache::of_user()?;
+    setup::ensure(&cache, &Part::ALL)?;
+    let mut tally = Tally::default();
+    let begun = Instant::now();
+    check(&mut tally, "formatting", || {
+        cargo(&["fmt", "--all", "--check"])
+    });
+    check(&mut tally, "small files only", repository::files_are_small);
+    check(
+        &mut tally,
+        "shell scripts parse",
+        repository::shell_scripts_parse,
+    );
+    check(&mut tally, "clippy on the host's code", || {
+        clippy(&["--workspace", "--all-targets"])
+    });
+    check(&mut tally, "clippy on EL2's code", || {
+        clippy(&[
+            "--target",
+            BARE_TARGET,
+            "--package",
+            "hypervisor",
+            "--package",
+            "bare-guests",
+        ])
+    });
+    check(&mut tally, "EL2 builds for release", || {
+        build::tagvisor("el2").map(drop)
+    });
+    check(&mut tally, "EL2 builds with its checks", || {
+        build::tagvisor(build::CHECKING_PROFILE).map(drop)
+    });
+    check(&mut tally, "EL2's image is small", image_is_small);
+    check(&mut tally, "oracle and plugin build", || {
+        build::library("carveout")
+            .and_then(|_| build::library("count"))
+            .map(drop)
+    });
+    check(&mut tally, "guests' file systems build", || {
+        ["demo", "marks"]
+            .iter()
+            .try_for_each(|name| build::guest_image(name, cache.root()).map(drop))
+    });
+    cargo_tests(&mut tally, full)?;
+    println!("\n{} s in all", begun.elapsed().as_secs());
+    tally.print();
+    Ok(tally.is_good())
+}
+
+/// Runs one check and counts it as a test.
+fn check(tally: &mut Tally, name: &str, body: impl FnOnce() -> Result<()>) {
+    eprintln!("==> {name}");
+    let begun = Instant::now();
+    let result = body();
+    let seconds = begun.elapsed().as_secs_f64();
+    match &result {
+        Ok(()) => println!("check {name} ... ok ({seconds:.1} s)"),
+        Err(error) => println!("check {name} ... FAILED ({seconds:.1} s)\n{error:#}"),
+    }
+    tally.add_check(name, result.is_ok());
+}
+
+fn clippy(what: &[&str]) -> Result<()> {
+    cargo(&[&["clippy"], what, &["--", "-D", "warnings"]].concat())
+}
+
+fn image_is_small() -> Result<()> {
+    let image = build::tagvisor("el2")?;
+    let bytes = image.metadata()?.len();
+    ensure!(
+        bytes <= LARGEST_IMAGE,
+        "text and data are {bytes} bytes, {LARGEST_IMAGE} is the limit: make it smaller"
+    );
+    println!("text and data: {bytes} bytes");
+    Ok(())
+}
+
+/// Runs cargo's tests of the whole workspace, passing their output on and counting them.
+fn cargo_tests(tally: &mut Tally, full: bool) -> Result<()> {
+    eprintln!("==> cargo test");
+    let mut command = Command::new("cargo");
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .current_dir(repository());
+    command
+        .env("TAGVISOR_ROOT", repository())
+        .env("CARGO_TARGET_DIR", target_dir());
+    if full {
+        command.env("TAGVISOR_FULL", "1");
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let lines = BufReader::new(child.stdout.take().context("no pipe from cargo")?);
+    for line in lines.split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        tally.read(&line);
+        // A reader that went away does not stop the tests; their exit code still counts.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+    tally.end_of_cargo(child.wait()?.success());
+    Ok(())
+}
