@@ -159,3 +159,6 @@ fn offset_in(region: &Range<u64>, ipa: u64, size: u8) -> Option<u64> {
     let end = ipa.checked_add(size.into())?;
     (end <= region.end).then_some(offset)
 }
+
+#[cfg(test)]
+mod tests;

@@ -260,3 +260,6 @@ fn affinity_info(vm: &impl PsciVm, target: u64, level: u64) -> i64 {
     }
     state.unwrap_or(INVALID_PARAMETERS)
 }
+
+#[cfg(test)]
+mod tests;

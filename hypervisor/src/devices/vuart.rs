@@ -289,3 +289,6 @@ fn id(offset: u64) -> u32 {
         .and_then(|index| ID_BYTES.get(index))
         .map_or(0, |&byte| byte.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,10 @@ const DROP_ACTIVE: u16 = 1 << 8;
 const TAKE_ACTIVE: u16 = 1 << 9;
 /// Backed by a physical interrupt, which is active until the guest deactivates this one.
 const HARDWARE: u16 = 1 << 10;
+/// Active because the guest acknowledged it, not by `ISACTIVER`.
+const ACKNOWLEDGED: u16 = 1 << 11;
+/// The physical interrupt came again while this one was resident: the guest had deactivated both.
+const AGAIN: u16 = 1 << 12;
 
 /// The state of one interrupt. Eight bytes, as an SMP guest has hundreds.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +88,11 @@ impl Irq {
 
     pub(super) const fn is_active(&self) -> bool {
         self.has(ACTIVE)
+    }
+
+    /// Says whether the guest acknowledged the interrupt and will end it.
+    pub(super) const fn is_acknowledged(&self) -> bool {
+        self.has(ACKNOWLEDGED)
     }
 
     pub(super) const fn is_group1(&self) -> bool {
@@ -180,12 +189,13 @@ impl Irq {
     pub(super) const fn latch_hardware(&mut self, physical: u16) {
         self.physical = physical;
         self.set(LATCH | HARDWARE, true);
+        self.set(AGAIN, self.has(IN_LR));
     }
 
     /// Clears the pending latch; a high line keeps a level-sensitive interrupt pending.
     pub(super) const fn unlatch(&mut self) -> Deactivate {
         self.set(LATCH | HELD, false);
-        self.release_hardware(false)
+        self.release_hardware()
     }
 
     /// Sets or clears the active state by software.
@@ -196,32 +206,44 @@ impl Irq {
         } else if on && !self.has(ACTIVE) {
             self.owner = self.target;
         }
+        if !on {
+            self.set(ACKNOWLEDGED, false);
+        }
         self.set(ACTIVE, on);
-        self.release_hardware(false)
+        self.release_hardware()
     }
 
-    /// Ends the bond with the physical interrupt once this one is neither pending nor active; says whether software
-    /// still owes the deactivation. The bond of a resident interrupt is judged when it is folded.
-    const fn release_hardware(&mut self, by_cpu: bool) -> Deactivate {
+    /// Ends the bond with the physical interrupt once this one is neither pending nor active; says that software owes
+    /// the deactivation. The bond of a resident interrupt is judged when it is folded.
+    const fn release_hardware(&mut self) -> Deactivate {
         if !self.has(HARDWARE) || self.has(LATCH | ACTIVE | IN_LR) {
             return None;
         }
         self.set(HARDWARE, false);
-        if by_cpu { None } else { Some(self.physical) }
+        Some(self.physical)
     }
 
     /// Takes the interrupt out of a list register that now reads `lr`.
     pub(super) const fn fold(&mut self, lr: u64) -> Deactivate {
         let pending = lr & list::PENDING != 0 && self.has(HELD);
         let active = lr & list::ACTIVE != 0 && !self.has(DROP_ACTIVE) || self.has(TAKE_ACTIVE);
-        self.flags &= !(IN_LR | HELD | ACTIVE | DROP_ACTIVE | TAKE_ACTIVE);
+        let acknowledged = active && (!self.has(ACTIVE) || self.has(ACKNOWLEDGED));
+        self.flags &= !(IN_LR | HELD | ACTIVE | DROP_ACTIVE | TAKE_ACTIVE | ACKNOWLEDGED);
         if pending {
             self.flags |= LATCH;
         }
         if active {
             self.flags |= ACTIVE;
         }
-        self.release_hardware(lr & list::HARDWARE != 0 && lr & list::STATE == 0)
+        if acknowledged {
+            self.flags |= ACKNOWLEDGED;
+        }
+        let deactivated = lr & (list::HARDWARE | list::STATE) == list::HARDWARE;
+        if deactivated && !self.has(AGAIN) {
+            self.flags &= !HARDWARE;
+        }
+        self.flags &= !AGAIN;
+        self.release_hardware()
     }
 
     /// Moves the interrupt into a list register of `vcpu` and returns that register's value.
@@ -229,8 +251,9 @@ impl Irq {
     /// A level-sensitive interrupt is never placed active *and* pending: it asks for a maintenance interrupt when the
     /// guest deactivates it, and its line is looked at again then. Once the line is low, nothing is asked for. A
     /// physical interrupt's list register cannot be active and pending either (IHI 0069, 12.4.6); if software latched
-    /// it again, the list register is an ordinary one and we deactivate the physical interrupt at the end.
-    pub(super) const fn place(&mut self, vcpu: u8, intid: u16) -> u64 {
+    /// it again, the list register is an ordinary one and we deactivate the physical interrupt at the end. One that is
+    /// active and disabled is not placed pending: the CPU would signal it.
+    pub(super) const fn place(&mut self, vcpu: u8, intid: u16, ctlr: u32) -> u64 {
         let pending = self.is_pending();
         let active = self.has(ACTIVE);
         let hardware = self.has(HARDWARE);
@@ -239,7 +262,7 @@ impl Irq {
         if active {
             lr |= list::ACTIVE;
         }
-        if pending && !(active && level) {
+        if !active || self.is_deliverable(ctlr) && !level {
             lr |= list::PENDING;
             if self.has(LATCH) {
                 self.flags = self.flags & !LATCH | HELD;

@@ -18,7 +18,6 @@ pub(super) const STATE: u64 = PENDING | ACTIVE;
 
 // ICH_HCR_EL2.
 pub(super) const HCR_EN: u64 = 1 << 0;
-pub(super) const HCR_UIE: u64 = 1 << 1;
 pub(super) const HCR_LRENPIE: u64 = 1 << 2;
 pub(super) const HCR_NPIE: u64 = 1 << 3;
 pub(super) const HCR_TDIR: u64 = 1 << 14;

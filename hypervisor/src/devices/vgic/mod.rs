@@ -23,6 +23,7 @@ mod irq;
 mod list;
 mod queue;
 mod registers;
+mod residency;
 #[cfg(test)]
 mod tests;
 
@@ -34,11 +35,8 @@ pub use list::{ListRegisters, MAX_LIST_REGISTERS};
 
 use super::{affinity, vcpu_with_affinity};
 use irq::{Deactivate, Irq, NOWHERE};
-use list::{
-    HCR_EN, HCR_EOICOUNT_SHIFT, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, HCR_UIE, VMCR_ENG0, VMCR_ENG1,
-    VMCR_EOIM, VMCR_PMR_SHIFT,
-};
-use queue::{Bits, Queue, Selection};
+use list::{VMCR_ENG0, VMCR_ENG1, VMCR_PMR_SHIFT};
+use queue::{Bits, Queue};
 
 /// The most virtual CPUs a VM may have: they are counted in the bits of a word.
 pub const MAX_VCPUS: usize = 64;
@@ -320,103 +318,6 @@ impl Vgic {
         })
     }
 
-    /// Takes back what the CPU did to the interrupts in its list registers.
-    pub fn sync(&mut self, vcpu: usize, lrs: &ListRegisters) {
-        let Some(bank) = self.banks.get_mut(vcpu) else {
-            return;
-        };
-        bank.vmcr = lrs.vmcr;
-        if bank.spilled {
-            bank.spilled = false;
-            self.deactivate_spilled(vcpu, lrs.hcr >> HCR_EOICOUNT_SHIFT & 0x1f);
-        }
-        let Some(bank) = self.banks.get_mut(vcpu) else {
-            return;
-        };
-        let used = core::mem::replace(&mut bank.used, 0);
-        if used == 0 {
-            return;
-        }
-        // Even list registers that have become empty must be written: they may still ask for maintenance.
-        self.stale |= 1 << vcpu;
-        let slots = bank.slots;
-        for (&intid, &lr) in slots.iter().zip(&lrs.lr).take(usize::from(used)) {
-            self.change(vcpu, intid, |irq| irq.fold(lr));
-        }
-    }
-
-    /// Deactivates `count` interrupts that the guest ended while they were in no list register.
-    ///
-    /// The CPU counts them without saying which they were. With EOImode 0 the guest ends them in the order of their
-    /// priorities, highest first; with EOImode 1 `ICC_DIR_EL1` is trapped and the count stays 0.
-    #[cold]
-    fn deactivate_spilled(&mut self, vcpu: usize, count: u64) {
-        for _ in 0..count {
-            let Some(bank) = self.banks.get(vcpu) else {
-                return;
-            };
-            let active = bank.queue.iter().filter_map(|intid| {
-                let irq = self.irq(vcpu, intid)?;
-                irq.is_active().then_some((irq.priority(), intid))
-            });
-            let Some((_, intid)) = active.min() else {
-                return;
-            };
-            self.change(vcpu, intid, |irq| irq.set_active(false));
-        }
-    }
-
-    /// Fills the list registers of `vcpu` for its next entry, if it [is stale](Self::is_stale).
-    pub fn flush(&mut self, vcpu: usize, lrs: &mut ListRegisters) {
-        lrs.to_load = lrs.used;
-        if !self.is_stale(vcpu) {
-            return;
-        }
-        self.stale &= !(1 << vcpu);
-        self.kicks &= !(1 << vcpu);
-        let Some(bank) = self.banks.get(vcpu) else {
-            return;
-        };
-        let mut selection = Selection::new(lrs.count(), lrs.vmcr & VMCR_EOIM != 0);
-        for intid in bank.queue.iter() {
-            if let Some(irq) = self.irq(vcpu, intid) {
-                selection.offer(intid, irq);
-            }
-        }
-        self.place(vcpu, &selection, lrs);
-        lrs.hcr = HCR_EN | maintenance(&selection, lrs.vmcr);
-        if let Some(bank) = self.banks.get_mut(vcpu) {
-            bank.spilled = selection.active_left;
-        }
-    }
-
-    /// Moves the chosen interrupts from the queue into the list registers.
-    fn place(&mut self, vcpu: usize, selection: &Selection, lrs: &mut ListRegisters) {
-        let mut used = 0;
-        for (intid, lr) in selection.chosen().zip(&mut lrs.lr) {
-            let Some(irq) = self.irq_mut(vcpu, intid) else {
-                continue;
-            };
-            *lr = irq.place(vcpu as u8, intid);
-            irq.queued = NOWHERE;
-            let Some(bank) = self.banks.get_mut(vcpu) else {
-                continue;
-            };
-            bank.queue.remove(intid);
-            if let Some(slot) = bank.slots.get_mut(used) {
-                *slot = intid;
-            }
-            used += 1;
-            bank.used = used as u8;
-        }
-        let before = usize::from(lrs.used);
-        for lr in lrs.lr.iter_mut().take(before).skip(used) {
-            *lr = 0;
-        }
-        lrs.used = used as u8;
-        lrs.to_load = before.max(used) as u8;
-    }
-
     fn irq(&self, vcpu: usize, intid: u16) -> Option<&Irq> {
         let intid = usize::from(intid);
         match intid.checked_sub(PRIVATE) {
@@ -463,14 +364,14 @@ impl Vgic {
             NOWHERE
         };
         let before = core::mem::replace(&mut irq.queued, home);
-        if before == home {
-            return;
-        }
-        if let Some(bank) = self.banks.get_mut(usize::from(before)) {
+        if before != home
+            && let Some(bank) = self.banks.get_mut(usize::from(before))
+        {
             bank.queue.remove(intid);
         }
         if let Some(bank) = self.banks.get_mut(usize::from(home)) {
             bank.queue.insert(intid);
+            // Even if it waited there before: it may have become the most urgent one.
             self.mark(home, true);
         }
     }
@@ -494,26 +395,4 @@ impl Vgic {
             self.change(0, (PRIVATE + spi) as u16, |_| None);
         }
     }
-}
-
-/// Returns the maintenance interrupts to ask for, given what did not fit (IHI 0069, 12.4.4).
-///
-/// Pending interrupts outside are all lower than the pending ones inside, so nothing need happen until none inside is
-/// pending. If those inside are all active, nothing outside can be signalled until all but one of them have ended.
-fn maintenance(selection: &Selection, vmcr: u64) -> u64 {
-    let mut hcr = 0;
-    if selection.pending_left {
-        hcr |= if selection.has_pending() {
-            HCR_NPIE
-        } else {
-            HCR_UIE
-        };
-    }
-    if selection.active_left {
-        hcr |= HCR_LRENPIE;
-        if vmcr & VMCR_EOIM != 0 {
-            hcr |= HCR_TDIR;
-        }
-    }
-    hcr
 }

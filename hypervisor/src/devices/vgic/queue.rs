@@ -61,14 +61,18 @@ impl Iterator for Bits {
 ///
 /// With EOImode 0 the guest touches interrupts strictly by priority, so that is the order; an active one goes before
 /// a pending one of the same priority, which cannot preempt it. With EOImode 1 an active interrupt may stay so for
-/// long after its priority was dropped, and must not keep a pending one out: pending ones go first.
+/// long after its priority was dropped: pending ones go first. In both, one pending interrupt is always among the
+/// chosen if there is any: the guest may take it (software can set the active state of others without a running
+/// priority), and it is what the maintenance interrupt waits for.
 pub(super) struct Selection {
     keys: [u32; MAX_LIST_REGISTERS],
     len: usize,
     capacity: usize,
     eoi_mode1: bool,
-    /// A pending interrupt did not fit.
-    pub(super) pending_left: bool,
+    /// Pending interrupts that did not fit.
+    pending_left: usize,
+    /// The best of them.
+    best_left: u32,
     /// An active interrupt did not fit.
     pub(super) active_left: bool,
 }
@@ -85,7 +89,8 @@ impl Selection {
             len: 0,
             capacity,
             eoi_mode1,
-            pending_left: false,
+            pending_left: 0,
+            best_left: u32::MAX,
             active_left: false,
         }
     }
@@ -117,8 +122,32 @@ impl Selection {
         {
             left = core::mem::replace(worst, key);
         }
-        self.pending_left |= left & INACTIVE != 0;
-        self.active_left |= left & INACTIVE == 0;
+        self.leave(left);
+    }
+
+    fn leave(&mut self, key: u32) {
+        if key & INACTIVE == 0 {
+            self.active_left = true;
+        } else {
+            self.pending_left += 1;
+            self.best_left = self.best_left.min(key);
+        }
+    }
+
+    /// Ends the choice. Returns whether a pending interrupt was left out.
+    pub(super) fn finish(&mut self) -> bool {
+        if self.pending_left == 0 {
+            return false;
+        }
+        let chosen = self.keys.get_mut(..self.len).unwrap_or_default();
+        if chosen.iter().all(|key| key & INACTIVE == 0)
+            && let Some(worst) = chosen.iter_mut().max()
+        {
+            *worst = self.best_left;
+            self.active_left = true;
+            self.pending_left -= 1;
+        }
+        self.pending_left != 0
     }
 
     /// Returns the INTIDs chosen, in no order: the CPU picks by priority.
@@ -127,13 +156,5 @@ impl Selection {
             .iter()
             .take(self.len)
             .map(|key| (key & 0x3ff) as u16)
-    }
-
-    /// Says whether an interrupt that is only pending was chosen.
-    pub(super) fn has_pending(&self) -> bool {
-        self.keys
-            .iter()
-            .take(self.len)
-            .any(|key| key & INACTIVE != 0)
     }
 }
