@@ -48,13 +48,28 @@ pub enum BundleError {
 impl fmt::Display for BundleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Truncated { at } => write!(f, "the bundle is cut off at byte {at}: was it loaded whole?"),
+            Self::Truncated { at } => write!(
+                f,
+                "the bundle is cut off at byte {at}: was it loaded whole?"
+            ),
             Self::BadMagic { at } => {
-                write!(f, "no cpio header (newc) at byte {at} of the initrd: pass a bundle made by `tagvisor-tool bundle`")
+                write!(
+                    f,
+                    "no cpio header (newc) at byte {at} of the initrd: pass a bundle made by `tagvisor-tool bundle`"
+                )
             }
-            Self::BadNumber { at } => write!(f, "the cpio header at byte {at} of the bundle holds a bad number"),
-            Self::BadName { at } => write!(f, "the cpio header at byte {at} of the bundle holds a bad name"),
-            Self::Duplicate { at } => write!(f, "the file at byte {at} of the bundle has the name of an earlier one"),
+            Self::BadNumber { at } => write!(
+                f,
+                "the cpio header at byte {at} of the bundle holds a bad number"
+            ),
+            Self::BadName { at } => write!(
+                f,
+                "the cpio header at byte {at} of the bundle holds a bad name"
+            ),
+            Self::Duplicate { at } => write!(
+                f,
+                "the file at byte {at} of the bundle has the name of an earlier one"
+            ),
             Self::TooManyFiles => write!(f, "the bundle holds more than {MAX_FILES} files"),
             Self::NoConfig => write!(f, "the bundle does not begin with {CONFIG_NAME}"),
         }
@@ -108,7 +123,10 @@ impl<'a> Bundle<'a> {
     /// Returns the content of the file `name`.
     #[must_use]
     pub fn file(&self, name: &str) -> Option<&'a [u8]> {
-        self.files.iter().find(|file| file.name == name).map(|file| file.data)
+        self.files
+            .iter()
+            .find(|file| file.name == name)
+            .map(|file| file.data)
     }
 
     /// Returns the configuration's bytes.
@@ -165,7 +183,23 @@ mod tests {
         let mut out = Vec::new();
         for (name, data) in files.iter().chain(&[(TRAILER, &[][..])]) {
             let mut header = alloc::format!("070701{:08x}", 0);
-            for (index, value) in [0o100_644, 0, 0, 1, 0, data.len(), 0, 0, 0, 0, name.len() + 1, 0].iter().enumerate() {
+            for (index, value) in [
+                0o100_644,
+                0,
+                0,
+                1,
+                0,
+                data.len(),
+                0,
+                0,
+                0,
+                0,
+                name.len() + 1,
+                0,
+            ]
+            .iter()
+            .enumerate()
+            {
                 assert!(index < 12);
                 header += &alloc::format!("{value:08x}");
             }

@@ -104,7 +104,10 @@ impl fmt::Display for ConfigError {
         }
         match &self.problem {
             Problem::NotText => write!(f, "not UTF-8 text"),
-            Problem::Version => write!(f, "the first line must be `tagvisor 1`: make the bundle with this version's tool"),
+            Problem::Version => write!(
+                f,
+                "the first line must be `tagvisor 1`: make the bundle with this version's tool"
+            ),
             Problem::UnknownKey(key) => write!(f, "unknown key `{key}`"),
             Problem::BadValue(value, expected) => write!(f, "`{value}` is not {expected}"),
             Problem::OutsideVm(key) => write!(f, "`{key}` belongs after a `vm` line"),
@@ -125,9 +128,15 @@ impl Config {
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let whole = |problem| ConfigError { line: 0, problem };
         let text = core::str::from_utf8(bytes).map_err(|_| whole(Problem::NotText))?;
-        let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
+        let mut lines = text
+            .lines()
+            .enumerate()
+            .map(|(index, line)| (index + 1, line));
         if lines.next().map(|(_, line)| line.trim_end()) != Some("tagvisor 1") {
-            return Err(ConfigError { line: 1, problem: Problem::Version });
+            return Err(ConfigError {
+                line: 1,
+                problem: Problem::Version,
+            });
         }
         let mut config = Self {
             policy: PolicyChoice::Auto,
@@ -142,7 +151,9 @@ impl Config {
                 continue;
             }
             let (key, value) = content.split_once(' ').unwrap_or((content, ""));
-            config.apply(key, value.trim()).map_err(|problem| ConfigError { line, problem })?;
+            config
+                .apply(key, value.trim())
+                .map_err(|problem| ConfigError { line, problem })?;
         }
         config.check().map_err(whole)?;
         Ok(config)
@@ -157,7 +168,11 @@ impl Config {
             "vm" => self.begin_vm(value)?,
             _ => {
                 let vm = self.vms.last_mut().ok_or_else(|| {
-                    if VM_KEYS.contains(&key) { Problem::OutsideVm(key.to_string()) } else { Problem::UnknownKey(key.to_string()) }
+                    if VM_KEYS.contains(&key) {
+                        Problem::OutsideVm(key.to_string())
+                    } else {
+                        Problem::UnknownKey(key.to_string())
+                    }
                 })?;
                 vm.apply(key, value)?;
             }
@@ -168,9 +183,14 @@ impl Config {
     fn begin_vm(&mut self, name: &str) -> Result<(), Problem> {
         let valid = !name.is_empty()
             && name.len() <= 32
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
         if !valid || name == "tagvisor" {
-            return Err(bad(name, "a VM's name: 1 to 32 of a-z A-Z 0-9 - _ . and not `tagvisor`"));
+            return Err(bad(
+                name,
+                "a VM's name: 1 to 32 of a-z A-Z 0-9 - _ . and not `tagvisor`",
+            ));
         }
         if self.vms.iter().any(|vm| vm.name == name) {
             return Err(Problem::DuplicateName(name.to_string()));
@@ -231,8 +251,15 @@ impl VmConfig {
                 self.memory = value
                     .parse()
                     .ok()
-                    .filter(|bytes: &u64| MEMORY_LIMITS.contains(bytes) && bytes.is_multiple_of(MEMORY_STEP))
-                    .ok_or_else(|| bad(value, "a number of bytes: a multiple of 2 MiB, 2 MiB to 63 GiB"))?;
+                    .filter(|bytes: &u64| {
+                        MEMORY_LIMITS.contains(bytes) && bytes.is_multiple_of(MEMORY_STEP)
+                    })
+                    .ok_or_else(|| {
+                        bad(
+                            value,
+                            "a number of bytes: a multiple of 2 MiB, 2 MiB to 63 GiB",
+                        )
+                    })?;
             }
             "vcpus" => {
                 self.vcpus = value
@@ -253,7 +280,11 @@ fn bad(value: &str, expected: &'static str) -> Problem {
 }
 
 fn choose<T: Copy>(value: &str, among: &[(&str, T)], expected: &'static str) -> Result<T, Problem> {
-    among.iter().find(|(name, _)| *name == value).map(|(_, chosen)| *chosen).ok_or_else(|| bad(value, expected))
+    among
+        .iter()
+        .find(|(name, _)| *name == value)
+        .map(|(_, chosen)| *chosen)
+        .ok_or_else(|| bad(value, expected))
 }
 
 fn switch(value: &str) -> Result<bool, Problem> {
@@ -278,9 +309,17 @@ mod tests {
     #[test]
     fn all_keys_are_understood() {
         let config = Config::parse(GOOD.as_bytes()).unwrap();
-        assert_eq!((config.policy, config.batch, config.report_key.as_deref()), (PolicyChoice::Lazy, true, Some("00ff")));
-        let [a, b] = &config.vms[..] else { panic!("two VMs") };
-        assert_eq!((a.memory, a.vcpus, a.mte, a.initrd.as_deref()), (512 << 20, 2, false, Some("image-1")));
+        assert_eq!(
+            (config.policy, config.batch, config.report_key.as_deref()),
+            (PolicyChoice::Lazy, true, Some("00ff"))
+        );
+        let [a, b] = &config.vms[..] else {
+            panic!("two VMs")
+        };
+        assert_eq!(
+            (a.memory, a.vcpus, a.mte, a.initrd.as_deref()),
+            (512 << 20, 2, false, Some("image-1"))
+        );
         assert_eq!(a.cmdline, "console=ttyAMA0  two  spaces");
         assert_eq!((b.vcpus, b.mte, b.initrd.as_deref()), (1, true, None));
     }
@@ -291,25 +330,55 @@ mod tests {
             ("", "line 1: the first line must be"),
             ("tagvisor 2\n", "line 1: the first line must be"),
             ("tagvisor 1\n", "no VM is configured"),
-            ("tagvisor 1\npolicy fast\n", "line 2: `fast` is not auto, static, eager or lazy"),
+            (
+                "tagvisor 1\npolicy fast\n",
+                "line 2: `fast` is not auto, static, eager or lazy",
+            ),
             ("tagvisor 1\nbatch yes\n", "line 2: `yes` is not on or off"),
-            ("tagvisor 1\nreport-key x y\n", "line 2: `x y` is not a report key"),
+            (
+                "tagvisor 1\nreport-key x y\n",
+                "line 2: `x y` is not a report key",
+            ),
             ("tagvisor 1\nlog loud\n", "line 2: `loud` is not error"),
-            ("tagvisor 1\nmemory 4\n", "line 2: `memory` belongs after a `vm` line"),
+            (
+                "tagvisor 1\nmemory 4\n",
+                "line 2: `memory` belongs after a `vm` line",
+            ),
             ("tagvisor 1\ncolour red\n", "line 2: unknown key `colour`"),
-            ("tagvisor 1\nvm a\ncolour red\n", "line 3: unknown key `colour`"),
+            (
+                "tagvisor 1\nvm a\ncolour red\n",
+                "line 3: unknown key `colour`",
+            ),
             ("tagvisor 1\nvm a b\n", "line 2: `a b` is not a VM's name"),
-            ("tagvisor 1\nvm tagvisor\n", "line 2: `tagvisor` is not a VM's name"),
+            (
+                "tagvisor 1\nvm tagvisor\n",
+                "line 2: `tagvisor` is not a VM's name",
+            ),
             ("tagvisor 1\nvm a\nvm a\n", "line 3: two VMs are named `a`"),
-            ("tagvisor 1\nvm a\nmemory 4096\n", "line 3: `4096` is not a number of bytes"),
-            ("tagvisor 1\nvm a\nmemory 99999999999999999999\n", "is not a number of bytes"),
-            ("tagvisor 1\nvm a\nvcpus 0\n", "line 3: `0` is not a number of vCPUs"),
+            (
+                "tagvisor 1\nvm a\nmemory 4096\n",
+                "line 3: `4096` is not a number of bytes",
+            ),
+            (
+                "tagvisor 1\nvm a\nmemory 99999999999999999999\n",
+                "is not a number of bytes",
+            ),
+            (
+                "tagvisor 1\nvm a\nvcpus 0\n",
+                "line 3: `0` is not a number of vCPUs",
+            ),
             ("tagvisor 1\nvm a\nkernel k\n", "VM `a` has no `memory`"),
-            ("tagvisor 1\nvm a\nmemory 2097152\n", "VM `a` has no `kernel`"),
+            (
+                "tagvisor 1\nvm a\nmemory 2097152\n",
+                "VM `a` has no `kernel`",
+            ),
         ];
         for (text, expected) in table {
             let message = Config::parse(text.as_bytes()).unwrap_err().to_string();
-            assert!(message.contains(expected), "{text:?} gave {message:?}, not {expected:?}");
+            assert!(
+                message.contains(expected),
+                "{text:?} gave {message:?}, not {expected:?}"
+            );
         }
         assert!(Config::parse(&[0xff, 0xfe]).is_err());
     }

@@ -5,7 +5,23 @@ extern crate alloc;
 
 #[cfg(target_os = "none")]
 pub mod arch;
+#[cfg(target_os = "none")]
+mod boot;
 pub mod bundle;
 pub mod config;
+pub mod console;
+pub mod cpu;
 pub mod devices;
+pub mod exit;
+pub mod guest_fdt;
+pub mod image;
+pub mod layout;
+#[cfg(target_os = "none")]
+mod output;
+pub mod report;
+#[cfg(target_os = "none")]
+mod run;
+pub mod tag_fault;
 pub mod traps;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,272 @@
+//! This CPU at EL2: what it can do, and the port that exit handling works through.
+
+use core::ops::Range;
+use platform::features::{CpuFeatures, IdRegisters};
+
+use stage2::addr::{Frame, FrameRange, PhysAddr};
+
+use super::maintenance::write_frame;
+use super::regs::{instruction, read_reg, write_reg};
+use crate::cpu::Cpu;
+use crate::traps::controls::Controls;
+use crate::traps::id_regs::IdRegs;
+use crate::traps::inject::{Injected, Origin};
+use crate::traps::tag_access::{AtForm, Par};
+use crate::vcpu::GuestContext;
+
+/// Line sizes and errata that maintenance needs. One per CPU; the weakest CPU's values serve all.
+#[derive(Clone, Debug)]
+pub struct El2 {
+    /// Smallest data cache line, bytes.
+    pub(super) data_line: u64,
+    /// Bytes of data whose tags one tag cache line holds.
+    pub(super) tag_line: u64,
+    /// Bytes that DC ZVA zeroes; 0: prohibited.
+    pub(super) zva_bytes: u64,
+    /// Bytes whose tags one LDGM or STGM moves.
+    pub(super) tag_step: u64,
+    /// CVE-2025-10263: repeat the TLBI.
+    pub(super) repeat_tlbi: bool,
+}
+
+impl El2 {
+    /// Describes this CPU.
+    #[must_use]
+    pub fn new(features: &CpuFeatures) -> Self {
+        Self {
+            data_line: features.data_line.into(),
+            tag_line: features.tag_line.into(),
+            zva_bytes: features.dc_zva.map_or(0, u64::from),
+            tag_step: features.ldgm.map_or(4096, u64::from),
+            repeat_tlbi: features.errata.repeat_tlbi,
+        }
+    }
+
+    /// Tells whether a tag written in the first page of `tagged` reads back; firmware may have kept SCR_EL3.ATA at 0, and
+    /// then tag accesses are ignored. The page's first tag is 0 afterwards.
+    #[must_use]
+    pub fn tags_work(&self, tagged: Option<&Range<u64>>) -> bool {
+        tagged.is_none_or(|range| {
+            super::maintenance::probe_tag(Frame::containing(PhysAddr::new(range.start)))
+        })
+    }
+
+    /// Loads what controls a guest of this shape: traps, stage 2, virtual identity.
+    pub fn load_controls(&self, controls: &Controls, vttbr: u64, vmpidr: u64) {
+        write_reg!("hcr_el2", controls.hcr_el2);
+        write_reg!("cptr_el2", controls.cptr_el2);
+        write_reg!("mdcr_el2", controls.mdcr_el2);
+        write_reg!("cnthctl_el2", controls.cnthctl_el2);
+        if let Some(hcrx) = controls.hcrx_el2 {
+            write_reg!("S3_4_C1_C2_2", hcrx);
+        }
+        if let Some(fgt) = &controls.fgt {
+            write_reg!("S3_4_C1_C1_4", fgt.hfgrtr);
+            write_reg!("S3_4_C1_C1_5", fgt.hfgwtr);
+            write_reg!("S3_4_C1_C1_6", fgt.hfgitr);
+            write_reg!("S3_4_C3_C1_4", fgt.hdfgrtr);
+            write_reg!("S3_4_C3_C1_5", fgt.hdfgwtr);
+            if let Some(hafgrtr) = fgt.hafgrtr {
+                write_reg!("S3_4_C3_C1_6", hafgrtr);
+            }
+        }
+        if let Some(fgt2) = &controls.fgt2 {
+            write_reg!("S3_4_C3_C1_2", fgt2.hfgrtr2);
+            write_reg!("S3_4_C3_C1_3", fgt2.hfgwtr2);
+            write_reg!("S3_4_C3_C1_7", fgt2.hfgitr2);
+            write_reg!("S3_4_C3_C1_0", fgt2.hdfgrtr2);
+            write_reg!("S3_4_C3_C1_1", fgt2.hdfgwtr2);
+        }
+        if let Some(mpam2) = controls.mpam2_el2 {
+            write_reg!("S3_4_C10_C5_0", mpam2);
+        }
+        write_reg!("vpidr_el2", read_reg!("midr_el1"));
+        write_reg!("vmpidr_el2", vmpidr);
+        write_reg!("cntvoff_el2", 0);
+        write_reg!("vttbr_el2", vttbr);
+        instruction!("isb");
+    }
+}
+
+impl Cpu for El2 {
+    fn translate(&mut self, form: AtForm, va: u64) -> Par {
+        let saved = read_reg!("par_el1");
+        match form {
+            // AT S1E1A by its encoding: the assembler may not know FEAT_ATS1A.
+            AtForm::S1E1A => instruction!("sys #0, c7, c9, #2", va),
+            AtForm::S1E1R => instruction!("at s1e1r", va),
+            AtForm::S1E0R => instruction!("at s1e0r", va),
+        }
+        instruction!("isb");
+        let par = read_reg!("par_el1");
+        write_reg!("par_el1", saved);
+        Par(par)
+    }
+
+    fn origin(&self, context: &GuestContext) -> Origin {
+        Origin {
+            pc: context.pc,
+            pstate: context.pstate,
+            sctlr_el1: read_reg!("sctlr_el1"),
+            vbar_el1: read_reg!("vbar_el1"),
+        }
+    }
+
+    fn take_exception(&mut self, injected: &Injected) {
+        write_reg!("elr_el1", injected.elr_el1);
+        write_reg!("spsr_el1", injected.spsr_el1);
+        write_reg!("esr_el1", injected.esr_el1);
+        if let Some(far) = injected.far_el1 {
+            write_reg!("far_el1", far);
+        }
+    }
+
+    fn write_mdscr(&mut self, value: u64) {
+        write_reg!("mdscr_el1", value);
+    }
+
+    fn write_cpacr(&mut self, value: u64) {
+        write_reg!("cpacr_el1", value);
+    }
+
+    fn write_frame(&mut self, frame: Frame, offset: usize, bytes: &[u8]) {
+        write_frame(frame, offset, bytes);
+    }
+
+    fn clean_frame(&mut self, frame: Frame) {
+        Self::each_line(FrameRange::new(frame, 1), 0, self.data_line, |at| {
+            instruction!("dc cvac", at)
+        });
+    }
+
+    fn invalidate_instructions(&mut self) {
+        instruction!("dsb ish");
+        instruction!("ic ialluis");
+        instruction!("dsb ish");
+        instruction!("isb");
+    }
+}
+
+/// Reads one ID register: op0 = 3, op1 = 0, CRn = 0.
+fn read_id(crm: u8, op2: u8) -> u64 {
+    macro_rules! table {
+        ($($crm:literal),*) => {
+            match (crm, op2) {
+                $(
+                    ($crm, 0) => read_reg!(concat!("S3_0_C0_C", $crm, "_0")),
+                    ($crm, 1) => read_reg!(concat!("S3_0_C0_C", $crm, "_1")),
+                    ($crm, 2) => read_reg!(concat!("S3_0_C0_C", $crm, "_2")),
+                    ($crm, 3) => read_reg!(concat!("S3_0_C0_C", $crm, "_3")),
+                    ($crm, 4) => read_reg!(concat!("S3_0_C0_C", $crm, "_4")),
+                    ($crm, 5) => read_reg!(concat!("S3_0_C0_C", $crm, "_5")),
+                    ($crm, 6) => read_reg!(concat!("S3_0_C0_C", $crm, "_6")),
+                    ($crm, 7) => read_reg!(concat!("S3_0_C0_C", $crm, "_7")),
+                )*
+                _ => 0,
+            }
+        };
+    }
+    table!(1, 2, 3, 4, 5, 6, 7)
+}
+
+/// Reads the ID registers of this CPU.
+#[must_use]
+pub fn id_regs() -> IdRegs {
+    let mut regs = IdRegs::read(read_id);
+    regs.revidr = read_reg!("revidr_el1");
+    regs
+}
+
+/// Number of event counters of the PMU, which MDCR_EL2.HPMN must allow; 0 without a PMU.
+#[must_use]
+pub fn pmu_counters(hw: &IdRegs) -> u64 {
+    if hw.has_pmu() {
+        (read_reg!("pmcr_el0") >> 11) & 0x1f
+    } else {
+        0
+    }
+}
+
+/// Reads what `platform` decides features from.
+#[must_use]
+pub fn id_registers() -> IdRegisters {
+    let pfr1 = read_id(4, 1);
+    IdRegisters {
+        midr: read_reg!("midr_el1"),
+        pfr0: read_id(4, 0),
+        pfr1,
+        pfr2: read_id(4, 2),
+        isar0: read_id(6, 0),
+        isar1: read_id(6, 1),
+        isar2: read_id(6, 2),
+        isar3: read_id(6, 3),
+        mmfr0: read_id(7, 0),
+        mmfr1: read_id(7, 1),
+        mmfr2: read_id(7, 2),
+        mmfr3: read_id(7, 3),
+        mmfr4: read_id(7, 4),
+        dfr0: read_id(5, 0),
+        zfr0: read_id(4, 4),
+        smfr0: read_id(4, 5),
+        ctr: read_reg!("ctr_el0"),
+        dczid: read_reg!("dczid_el0"),
+        // GMID_EL1 exists with FEAT_MTE2 only.
+        gmid: if (pfr1 >> 8) & 0xf >= 2 {
+            read_reg!("S3_1_C0_C0_4")
+        } else {
+            0
+        },
+    }
+}
+
+/// Returns MPIDR_EL1 of this CPU.
+#[must_use]
+pub fn mpidr() -> u64 {
+    read_reg!("mpidr_el1")
+}
+
+/// Sets what EL2 itself runs with, after its own map is in use: W^X, and with MTE access to tags without checks; a guest's
+/// asynchronous tag faults are recorded before EL2 runs (ITFSB), or they would land in another vCPU's TFSR. Stage 2's format
+/// is the same for all guests.
+pub fn set_up(mte: bool) {
+    const WXN: u64 = 1 << 19;
+    const ITFSB: u64 = 1 << 37;
+    const ATA: u64 = 1 << 43;
+    let tags = if mte { ITFSB | ATA } else { 0 };
+    write_reg!("sctlr_el2", super::entry::SCTLR | WXN | tags);
+    let vmid_16 = (read_id(7, 1) >> 4) & 0xf == 2;
+    write_reg!(
+        "vtcr_el2",
+        stage2::descriptor::vtcr((read_id(7, 0) & 0xf) as u8, vmid_16)
+    );
+    // Debug and performance monitors, unknown at reset: unlocked and off. Guests' accesses to them are trapped.
+    write_reg!("oslar_el1", 0);
+    write_reg!("mdscr_el1", 0);
+    instruction!("isb");
+}
+
+/// Takes stage 2 of the last guest out of use, before its tables go.
+pub fn unload_stage2() {
+    write_reg!("vttbr_el2", 0);
+    instruction!("isb");
+}
+
+/// Drops the TLB entries of stage 1 of the VM that is loaded, on this CPU: two vCPUs share its VMID.
+pub fn drop_stage1_entries() {
+    instruction!("tlbi vmalle1");
+    instruction!("dsb nsh");
+    instruction!("isb");
+}
+
+/// Waits for an interrupt to be pending; DAIF stays masked.
+pub fn wait_for_interrupt() {
+    instruction!("dsb sy");
+    instruction!("wfi");
+}
+
+/// Parks this CPU for ever.
+pub fn park() -> ! {
+    loop {
+        instruction!("wfi");
+    }
+}

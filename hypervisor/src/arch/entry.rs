@@ -1,0 +1,245 @@
+//! The first instructions: Linux `Image` header, checks of what the boot loader left, the early map, relocation, caches and
+//! MMU on. No Rust runs before that (atomics need cacheable memory).
+//!
+//! Boot protocol: Linux arm64 `booting.rst` (x0 = physical address of the DTB, MMU off); entered as an ELF (x0 without a DTB)
+//! the DTB is looked for at the image's address rounded down to 1 GiB, where QEMU puts it.
+
+use core::arch::global_asm;
+
+/// Where a message goes before any DTB has named a UART: the PL011 of QEMU's virt machine.
+pub const FALLBACK_UART: u64 = 0x0900_0000;
+
+/// MAIR_EL2: 0 Device-nGnRE, 1 Normal write-back, 2 Normal write-back Tagged (DDI 0487, D24.2.118).
+pub const MAIR: u64 = 0x00f0_ff04;
+
+/// TCR_EL2 less PS: 48-bit VA (T0SZ = 16), write-back inner-shareable walks, 4 KiB granule, RES1 bits 31 and 23.
+pub const TCR: u64 = (1 << 31) | (1 << 23) | (3 << 12) | (1 << 10) | (1 << 8) | 16;
+
+/// SCTLR_EL2: RES1 bits (29, 28, 23, 22, 18, 16, 11, 5, 4) and M, C, SA, I.
+pub const SCTLR: u64 = 0x30c5_0830 | 1 | (1 << 2) | (1 << 3) | (1 << 12);
+
+/// A 2 MiB block: AF, inner shareable, AttrIndx 1, AP[1] RES1, valid.
+const EARLY_BLOCK: u64 = (1 << 10) | (3 << 8) | (1 << 6) | (1 << 2) | 1;
+
+/// 4 KiB pages for the early map: level 0, two of level 1, four of level 2, one spare.
+const EARLY_TABLES: usize = 8;
+
+global_asm!(
+    r#"
+    .section .head.text, "ax"
+    .globl _head
+_head:
+    b       _start
+    .long   0
+    .quad   0                       // text_offset
+    .quad   _image_size
+    .quad   0xa                     // little endian, 4 KiB pages, anywhere in memory
+    .quad   0, 0, 0
+    .ascii  "ARM\x64"
+    .long   0
+
+    .text
+_start:
+    msr     daifset, #15
+    mov     x19, x0
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    wrong_el
+    mrs     x0, sctlr_el2
+    tbnz    x0, #0, mmu_is_on
+    mov     x0, #(1 << 31)          // RW: EL1 is AArch64; E2H, TGE and all traps off
+    msr     hcr_el2, x0
+    isb
+    mrs     x0, hcr_el2
+    tbnz    x0, #34, e2h_is_fixed
+
+    // The DTB: x0, or the start of the GiB this image lies in; else 0.
+    movz    w2, #0x0dd0
+    movk    w2, #0xedfe, lsl #16
+    cbz     x19, 1f
+    tst     x19, #7
+    b.ne    1f
+    ldr     w1, [x19]
+    cmp     w1, w2
+    b.eq    2f
+1:  adrp    x19, _head
+    and     x19, x19, #~((1 << 30) - 1)
+    ldr     w1, [x19]
+    cmp     w1, w2
+    csel    x19, x19, xzr, eq
+2:
+    // Early identity map: the image's and the DTB's 2 MiB blocks, write-back.
+    adrp    x20, early_tables
+    add     x21, x20, #({tables} * 4096)
+    mov     x0, x20
+3:  stp     xzr, xzr, [x0], #16
+    cmp     x0, x21
+    b.lo    3b
+    mov     x22, x20                // level 0
+    add     x20, x20, #4096         // next free page
+    adrp    x23, _image_start
+    adrp    x24, _image_end
+4:  mov     x0, x23
+    bl      map_early_block
+    add     x23, x23, #(1 << 21)
+    and     x23, x23, #~((1 << 21) - 1)
+    cmp     x23, x24
+    b.lo    4b
+    cbz     x19, 5f
+    mov     x0, x19
+    bl      map_early_block
+    add     x0, x19, #(1 << 21)
+    bl      map_early_block
+5:
+    // Lines of these pages that were cached before the stores above are stale.
+    adrp    x0, early_tables
+6:  dc      ivac, x0
+    add     x0, x0, #16
+    cmp     x0, x21
+    b.lo    6b
+    dsb     sy
+
+    ldr     x0, ={mair}
+    msr     mair_el2, x0
+    ldr     x0, ={tcr}
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #15
+    mov     x2, #5                  // 48 bits at the most
+    cmp     x1, x2
+    csel    x1, x1, x2, lo
+    orr     x0, x0, x1, lsl #16
+    msr     tcr_el2, x0
+    msr     ttbr0_el2, x22
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x0, ={sctlr}
+    msr     sctlr_el2, x0
+    isb
+
+    // .bss, then relocation: RELA (R_AARCH64_RELATIVE) and RELR, both against the load address.
+    adrp    x0, _bss_start
+    adrp    x1, _bss_end
+7:  cmp     x0, x1
+    b.hs    8f
+    stp     xzr, xzr, [x0], #16
+    b       7b
+8:  adrp    x23, _head
+    adrp    x0, _rela_start
+    add     x0, x0, :lo12:_rela_start
+    adrp    x1, _rela_end
+    add     x1, x1, :lo12:_rela_end
+9:  cmp     x0, x1
+    b.hs    10f
+    ldp     x2, x3, [x0]
+    ldr     x4, [x0, #16]
+    add     x0, x0, #24
+    cmp     w3, #1027               // R_AARCH64_RELATIVE
+    b.ne    9b
+    add     x4, x4, x23
+    str     x4, [x23, x2]
+    b       9b
+10: adrp    x0, _relr_start
+    add     x0, x0, :lo12:_relr_start
+    adrp    x1, _relr_end
+    add     x1, x1, :lo12:_relr_end
+    // Even entry: an address, relocated. Odd entry: a bitmap of the 63 words behind it.
+11: cmp     x0, x1
+    b.hs    15f
+    ldr     x2, [x0], #8
+    tbnz    x2, #0, 12f
+    add     x4, x23, x2
+    ldr     x3, [x4]
+    add     x3, x3, x23
+    str     x3, [x4], #8
+    b       11b
+12: mov     x5, x4
+13: lsr     x2, x2, #1
+    cbz     x2, 14f
+    tbz     x2, #0, 131f
+    ldr     x3, [x5]
+    add     x3, x3, x23
+    str     x3, [x5]
+131:add     x5, x5, #8
+    b       13b
+14: add     x4, x4, #(63 * 8)
+    b       11b
+15:
+    adrp    x0, _boot_stack_top
+    mov     sp, x0
+    adrp    x0, vectors
+    add     x0, x0, :lo12:vectors
+    msr     vbar_el2, x0
+    isb
+    mov     x0, x19
+    mov     x1, x23
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      {start}
+    b       park
+
+// x0 = an address: maps its 2 MiB block. Uses x0 to x5; x20 = next free page, x22 = level 0.
+map_early_block:
+    and     x0, x0, #~((1 << 21) - 1)
+    mov     x2, x22
+    ubfx    x3, x0, #39, #9
+    ldr     x4, [x2, x3, lsl #3]
+    cbnz    x4, 1f
+    orr     x4, x20, #3
+    str     x4, [x2, x3, lsl #3]
+    add     x20, x20, #4096
+1:  and     x2, x4, #0x0000fffffffff000
+    ubfx    x3, x0, #30, #9
+    ldr     x4, [x2, x3, lsl #3]
+    cbnz    x4, 2f
+    orr     x4, x20, #3
+    str     x4, [x2, x3, lsl #3]
+    add     x20, x20, #4096
+2:  and     x2, x4, #0x0000fffffffff000
+    ubfx    x3, x0, #21, #9
+    ldr     x4, ={block}
+    orr     x4, x4, x0
+    str     x4, [x2, x3, lsl #3]
+    ret
+
+wrong_el:
+    adr     x0, 1f
+    b       complain
+1:  .asciz  "[tagvisor] FATAL entered below or above EL2: start it at EL2 (QEMU: -M virt,virtualization=on)\r\n"
+    .balign 4
+mmu_is_on:
+    adr     x0, 1f
+    b       complain
+1:  .asciz  "[tagvisor] FATAL entered with the MMU on: boot it as a Linux Image (MMU off), not as an EFI program\r\n"
+    .balign 4
+e2h_is_fixed:
+    adr     x0, 1f
+    b       complain
+1:  .asciz  "[tagvisor] FATAL this CPU fixes HCR_EL2.E2H to 1: tagvisor needs FEAT_E2H0\r\n"
+    .balign 4
+complain:
+    mov     x1, #{uart}
+1:  ldrb    w2, [x0], #1
+    cbz     w2, park
+    str     w2, [x1]
+    b       1b
+    .globl  park
+park:
+    wfi
+    b       park
+
+    .section .early_tables, "aw", %nobits
+    .balign 4096
+early_tables:
+    .space  {tables} * 4096
+    .text
+"#,
+    tables = const EARLY_TABLES,
+    mair = const MAIR,
+    tcr = const TCR,
+    sctlr = const SCTLR,
+    block = const EARLY_BLOCK,
+    uart = const FALLBACK_UART,
+    start = sym super::rust_entry,
+);

@@ -1,0 +1,35 @@
+//! What exit handling asks of the CPU it runs on, beyond the ports of `stage2`. Implemented by `arch`; a fake serves the tests.
+
+use stage2::addr::Frame;
+use stage2::ports::Hardware;
+
+use crate::traps::inject::{Injected, Origin};
+use crate::traps::tag_access::{AtForm, Par};
+use crate::vcpu::GuestContext;
+
+/// The CPU while a vCPU's EL1 state is in its registers.
+pub trait Cpu: Hardware {
+    /// Translates `va` by stage 1 of the guest that is loaded; PAR_EL1 keeps the guest's value.
+    fn translate(&mut self, form: AtForm, va: u64) -> Par;
+
+    /// Reads what injecting an exception needs to know.
+    fn origin(&self, context: &GuestContext) -> Origin;
+
+    /// Writes the EL1 registers of an injected exception.
+    fn take_exception(&mut self, injected: &Injected);
+
+    /// Writes MDSCR_EL1.
+    fn write_mdscr(&mut self, value: u64);
+
+    /// Writes CPACR_EL1.
+    fn write_cpacr(&mut self, value: u64);
+
+    /// Copies `bytes` into `frame` from byte `offset` on; they fit.
+    fn write_frame(&mut self, frame: Frame, offset: usize, bytes: &[u8]);
+
+    /// Makes what was written into `frame` visible to instruction fetches and to accesses with caches off.
+    fn clean_frame(&mut self, frame: Frame);
+
+    /// Drops stale instructions of all CPUs, after [`Self::clean_frame`].
+    fn invalidate_instructions(&mut self);
+}

@@ -1,0 +1,394 @@
+//! Exit dispatch: each exit of a guest is answered here, by one call per kind. A guest's mistake is answered to that guest;
+//! what no machine survives ends its VM only.
+
+use stage2::addr::Ipa;
+use stage2::guest::MemError;
+use stage2::host::HostMemory;
+
+use crate::cpu::Cpu;
+use crate::devices::mmio::{Target, UART_INTID};
+use crate::devices::vgic::SgiGroup;
+use crate::devices::vpsci::{NOT_SUPPORTED, Outcome, VcpuPower, answer};
+use crate::report::End;
+use crate::tag_fault::{self, Resolution};
+use crate::traps::esr::{Exit, SysRegTrap, Wait, WaitKind};
+use crate::traps::fault::{DataAbort, InstructionAbort, Stage2Fault};
+use crate::traps::id_regs::IdRegs;
+use crate::traps::inject::{Exception, PstateFeatures, advance, inject};
+use crate::traps::sysreg::{HardwareReg, SgiReg, SysRegContext, SysRegOutcome, TimerReg, emulate};
+use crate::vcpu::Wake;
+use crate::vm::Vm;
+
+/// INTID of the EL1 physical timer.
+pub const PHYSICAL_TIMER_INTID: u16 = 30;
+
+/// What the run loop does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enters the vCPU again.
+    Resume,
+    /// Lets another vCPU run: this one waits, or is off, or gave way.
+    Yield,
+    /// Ends the VM.
+    End(End),
+    /// Ends the VM because EL2 could not serve it; the reason is for the console.
+    Fail(Failure),
+}
+
+/// Why a VM cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Its memory could not be provided.
+    Memory(MemError),
+    /// It runs in a state that was never offered to it: this class of exception.
+    Unexpected(u64),
+    /// The hardware reported an error that it consumed.
+    SError(u64),
+}
+
+impl core::fmt::Display for Failure {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Memory(error) => write!(f, "{error}"),
+            Self::Unexpected(esr) => write!(f, "unexpected exception, esr={esr:#x}"),
+            Self::SError(esr) => {
+                write!(f, "SError, esr={esr:#x}: the memory it uses may be damaged")
+            }
+        }
+    }
+}
+
+/// What exit handling works with besides the VM.
+pub struct Env<'a, C> {
+    /// The CPU that the vCPU runs on.
+    pub cpu: &'a mut C,
+    /// The machine's memory.
+    pub host: &'a mut HostMemory,
+    /// ID registers of the hardware.
+    pub hw: &'a IdRegs,
+    /// Takes a byte of the guest's UART.
+    pub transmit: &'a mut dyn FnMut(u8),
+    /// The physical counter now.
+    pub now: u64,
+}
+
+/// Answers one synchronous exit of `vcpu`.
+pub fn handle<C: Cpu>(exit: Exit, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
+    match exit {
+        Exit::DataAbort(abort) => data_abort(abort, vm, vcpu, env),
+        Exit::InstructionAbort(abort) => instruction_abort(abort, vm, vcpu, env),
+        Exit::SysReg(trap) => system_register(trap, vm, vcpu, env),
+        Exit::Hvc { imm } => call(imm, vm, vcpu),
+        Exit::Smc { imm } => {
+            skip(vm, vcpu);
+            call(imm, vm, vcpu)
+        }
+        Exit::Wait(wait) => wait_for_event(wait, vm, vcpu),
+        Exit::SError(_) => Next::Fail(Failure::SError(esr(vm, vcpu))),
+        Exit::GranuleProtection | Exit::Unexpected { .. } => {
+            Next::Fail(Failure::Unexpected(esr(vm, vcpu)))
+        }
+        // All that is hidden from guests and traps: as if it did not exist.
+        Exit::UnknownReason
+        | Exit::SysReg128
+        | Exit::FpAccess
+        | Exit::Sve
+        | Exit::Sme
+        | Exit::Pauth
+        | Exit::PauthFailure
+        | Exit::Ls64
+        | Exit::Tstart
+        | Exit::BranchTarget
+        | Exit::IllegalState
+        | Exit::PcAlignment
+        | Exit::SpAlignment
+        | Exit::Eret
+        | Exit::Mops
+        | Exit::Gcs
+        | Exit::Svc { .. }
+        | Exit::FpException
+        | Exit::Debug(_)
+        | Exit::AArch32(_)
+        | Exit::Brk { .. } => give(Exception::Undefined, vm, vcpu, env),
+    }
+}
+
+fn esr(vm: &Vm, vcpu: usize) -> u64 {
+    vm.vcpus.get(vcpu).map_or(0, |vcpu| vcpu.context.esr)
+}
+
+/// Goes on behind the instruction that EL2 has done.
+fn skip(vm: &mut Vm, vcpu: usize) {
+    if let Some(vcpu) = vm.vcpus.get_mut(vcpu) {
+        let context = &mut vcpu.context;
+        let is_32_bit = context.esr >> 25 & 1 != 0;
+        (context.pc, context.pstate) = advance(context.pc, context.pstate, is_32_bit);
+    }
+}
+
+/// Gives the guest an exception.
+fn give<C: Cpu>(exception: Exception, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
+    vm.exits.injected += 1;
+    if let Some(vcpu) = vm.vcpus.get_mut(vcpu) {
+        let origin = env.cpu.origin(&vcpu.context);
+        let injected = inject(exception, origin, PstateFeatures::of(env.hw));
+        env.cpu.take_exception(&injected);
+        (vcpu.context.pc, vcpu.context.pstate) = (injected.pc, injected.pstate);
+    }
+    Next::Resume
+}
+
+fn data_abort<C: Cpu>(abort: DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
+    let external = Exception::DataAbort {
+        far: abort.far,
+        write: abort.write,
+        cache_maintenance: abort.cache_maintenance,
+    };
+    match (abort.fault, abort.ipa_page) {
+        (Stage2Fault::TagAccess, _) => tag_access(external, abort.far.unwrap_or(0), vm, vcpu, env),
+        (_, Some(page)) if is_ram(vm, page) => page_fault(page, vm, env),
+        // Maintenance of what has no cache lines: there is nothing to do.
+        (Stage2Fault::Translation { .. }, Some(_)) if abort.cache_maintenance => {
+            skip(vm, vcpu);
+            Next::Resume
+        }
+        (Stage2Fault::Translation { .. }, Some(_)) => match mmio(&abort, vm, vcpu, env) {
+            Some(next) => next,
+            None => give(external, vm, vcpu, env),
+        },
+        _ => give(external, vm, vcpu, env),
+    }
+}
+
+fn instruction_abort<C: Cpu>(
+    abort: InstructionAbort,
+    vm: &mut Vm,
+    vcpu: usize,
+    env: &mut Env<'_, C>,
+) -> Next {
+    match abort.ipa_page {
+        Some(page) if is_ram(vm, page) => page_fault(page, vm, env),
+        _ => give(
+            Exception::InstructionAbort { far: abort.far },
+            vm,
+            vcpu,
+            env,
+        ),
+    }
+}
+
+fn is_ram(vm: &Vm, ipa: u64) -> bool {
+    crate::devices::vpsci::PsciVm::is_ram(vm, ipa)
+}
+
+fn page_fault<C: Cpu>(page: u64, vm: &mut Vm, env: &mut Env<'_, C>) -> Next {
+    vm.exits.page += 1;
+    let Some(memory) = &mut vm.memory else {
+        return Next::Yield;
+    };
+    match memory.access_fault(env.host, env.cpu, Ipa::new(page)) {
+        Ok(_) => Next::Resume,
+        Err(error) => Next::Fail(Failure::Memory(error)),
+    }
+}
+
+fn tag_access<C: Cpu>(
+    external: Exception,
+    far: u64,
+    vm: &mut Vm,
+    vcpu: usize,
+    env: &mut Env<'_, C>,
+) -> Next {
+    vm.exits.tag += 1;
+    match tag_fault::handle(vm, vcpu, far, env.host, env.cpu, env.hw.has_ats1a()) {
+        Ok(Resolution::Tagged(_) | Resolution::Reenter) => Next::Resume,
+        Ok(Resolution::Unresolved) | Err(MemError::NotRam(_) | MemError::NotMte) => {
+            log::warn!(
+                "vm={} tag access at va={far:#x} that stage 1 does not translate",
+                vm.config.name
+            );
+            give(external, vm, vcpu, env)
+        }
+        Err(error) => Next::Fail(Failure::Memory(error)),
+    }
+}
+
+/// Emulates a device access; none: there is no device, or the syndrome does not say what the access is.
+fn mmio<C: Cpu>(abort: &DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Option<Next> {
+    let access = abort.access?;
+    let target = vm.bus.find(abort.ipa()?, access.bytes)?;
+    vm.exits.mmio += 1;
+    if abort.write {
+        let value = access.stored(vm.vcpus.get(vcpu)?.context.register(access.register));
+        match target {
+            Target::Uart(offset) => {
+                if let Some(byte) = vm.uart.write(offset, access.bytes, value) {
+                    (env.transmit)(byte);
+                }
+            }
+            Target::Gic(frame, offset) => vm.vgic.write(frame, offset, access.bytes, value),
+        }
+    } else {
+        let value = match target {
+            Target::Uart(offset) => vm.uart.read(offset, access.bytes),
+            Target::Gic(frame, offset) => vm.vgic.read(frame, offset, access.bytes),
+        };
+        vm.vcpus
+            .get_mut(vcpu)?
+            .context
+            .set_register(access.register, access.loaded(value));
+    }
+    if matches!(target, Target::Uart(_)) {
+        vm.vgic.set_spi_level(UART_INTID, vm.uart.irq_level());
+    }
+    skip(vm, vcpu);
+    Some(Next::Resume)
+}
+
+fn system_register<C: Cpu>(
+    trap: SysRegTrap,
+    vm: &mut Vm,
+    vcpu: usize,
+    env: &mut Env<'_, C>,
+) -> Next {
+    vm.exits.sysreg += 1;
+    let Some(state) = vm.vcpus.get_mut(vcpu) else {
+        return Next::Yield;
+    };
+    let value = state.context.register(trap.rt);
+    let context = SysRegContext {
+        hw: env.hw,
+        shape: vm.shape,
+    };
+    match emulate(trap, value, context, &mut state.sysregs) {
+        SysRegOutcome::Read(value) => state.context.set_register(trap.rt, value),
+        SysRegOutcome::WriteIgnored | SysRegOutcome::SetWay => {}
+        SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, value) => env.cpu.write_mdscr(value),
+        SysRegOutcome::WriteHardware(HardwareReg::CpacrEl1, value) => env.cpu.write_cpacr(value),
+        SysRegOutcome::Sgi { register, value } => {
+            let group = match register {
+                SgiReg::Sgi1r => SgiGroup::Group1,
+                SgiReg::Asgi1r | SgiReg::Sgi0r => SgiGroup::Group0,
+            };
+            vm.vgic.send_sgi_in_group(vcpu, value, group);
+        }
+        SysRegOutcome::PhysicalTimer { register, write } => {
+            physical_timer(register, write, trap.rt, vm, vcpu, env.now);
+        }
+        SysRegOutcome::DeactivateInterrupt(intid) => {
+            if let Ok(intid) = u16::try_from(intid) {
+                vm.vgic.deactivate(vcpu, intid);
+            }
+        }
+        SysRegOutcome::Undefined => {
+            log::debug!("vm={} undefined system register {trap:?}", vm.config.name);
+            return give(Exception::Undefined, vm, vcpu, env);
+        }
+    }
+    skip(vm, vcpu);
+    Next::Resume
+}
+
+fn physical_timer(
+    register: TimerReg,
+    write: Option<u64>,
+    rt: u8,
+    vm: &mut Vm,
+    vcpu: usize,
+    now: u64,
+) {
+    let Some(state) = vm.vcpus.get_mut(vcpu) else {
+        return;
+    };
+    let timer = &mut state.physical_timer;
+    match (register, write) {
+        (TimerReg::Ctl, None) => state.context.set_register(rt, timer.ctl(now)),
+        (TimerReg::Cval, None) => state.context.set_register(rt, timer.cval()),
+        (TimerReg::Tval, None) => state.context.set_register(rt, timer.tval(now)),
+        (TimerReg::Ctl, Some(value)) => timer.set_ctl(value),
+        (TimerReg::Cval, Some(value)) => timer.set_cval(value),
+        (TimerReg::Tval, Some(value)) => timer.set_tval(value, now),
+    }
+    vm.vgic
+        .set_ppi_level(vcpu, PHYSICAL_TIMER_INTID, timer.level(now));
+}
+
+/// A hypervisor call or a trapped SMC. The PC already points behind it.
+fn call(imm: u16, vm: &mut Vm, vcpu: usize) -> Next {
+    vm.exits.call += 1;
+    let Some(context) = vm.vcpus.get(vcpu).map(|vcpu| &vcpu.context) else {
+        return Next::Yield;
+    };
+    let arguments = [0, 1, 2, 3].map(|index| context.register(index));
+    // SMCCC 1.2, 2.9: the immediate is 0; other values are nobody's.
+    let outcome = if imm == 0 {
+        answer(&*vm, arguments)
+    } else {
+        Outcome::Return(NOT_SUPPORTED)
+    };
+    let Some(state) = vm.vcpus.get_mut(vcpu) else {
+        return Next::Yield;
+    };
+    match outcome {
+        Outcome::Return(value) => state.context.set_register(0, value as u64),
+        Outcome::ReturnFour(values) => {
+            for (register, value) in (0..).zip(values) {
+                state.context.set_register(register, value.into());
+            }
+        }
+        Outcome::Suspend => {
+            state.context.set_register(0, 0);
+            return wait_until(None, vm, vcpu);
+        }
+        Outcome::CpuOn {
+            target,
+            entry,
+            context,
+        } => {
+            state.context.set_register(0, 0);
+            if let Some(target) = vm.vcpus.get_mut(target) {
+                target.power_on(entry, context);
+            }
+        }
+        Outcome::CpuOff => {
+            state.power = VcpuPower::Off;
+            let last = vm.vcpus.iter().all(|vcpu| vcpu.power == VcpuPower::Off);
+            return if last {
+                Next::End(End::Off)
+            } else {
+                Next::Yield
+            };
+        }
+        Outcome::SystemOff => return Next::End(End::Off),
+        Outcome::SystemReset => return Next::End(End::Reset),
+    }
+    Next::Resume
+}
+
+fn wait_for_event(wait: Wait, vm: &mut Vm, vcpu: usize) -> Next {
+    vm.exits.wait += 1;
+    skip(vm, vcpu);
+    match wait.kind {
+        WaitKind::Wfi => wait_until(None, vm, vcpu),
+        WaitKind::Wfit => {
+            let context = vm.vcpus.get(vcpu).map(|vcpu| &vcpu.context);
+            let at = wait
+                .deadline_register
+                .zip(context)
+                .map(|(rt, context)| context.register(rt));
+            wait_until(at, vm, vcpu)
+        }
+        // An event may come from anywhere: give way, but do not sleep.
+        WaitKind::Wfe | WaitKind::Wfet => Next::Yield,
+    }
+}
+
+fn wait_until(at: Option<u64>, vm: &mut Vm, vcpu: usize) -> Next {
+    if vm.vgic.has_pending(vcpu) {
+        return Next::Resume;
+    }
+    if let Some(vcpu) = vm.vcpus.get_mut(vcpu) {
+        vcpu.waiting = Some(Wake { at });
+    }
+    Next::Yield
+}

@@ -1,0 +1,327 @@
+//! Who gets which DRAM: from the board as discovered and what is loaded, to what EL2 maps, the memory map of `stage2`, the
+//! sound tag regions, and a place for the heap.
+//!
+//! All addresses are physical; ranges are half open.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use platform::{Machine, ReservedBy};
+use stage2::addr::{PhysAddr, PhysRange};
+use stage2::region::{Dram, MemoryMap, Occupant, Occupied, RegionError, TagRegion, TagRegionDesc};
+
+const PAGE: u64 = 4096;
+
+/// What the boot loader put into DRAM.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// Our image, stacks included.
+    pub image: Range<u64>,
+    /// The DTB.
+    pub dtb: Range<u64>,
+    /// The bundle, if there is one.
+    pub bundle: Option<Range<u64>>,
+}
+
+impl Loaded {
+    fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        [self.image.clone(), self.dtb.clone()]
+            .into_iter()
+            .chain(self.bundle.clone())
+    }
+}
+
+/// A tag region of the device tree that stays static, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedRegion {
+    /// Its node.
+    pub path: String,
+    /// What is wrong.
+    pub error: RegionError,
+}
+
+impl fmt::Display for RefusedRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "tag region {} refused: {}; its tag storage stays static",
+            self.path, self.error
+        )
+    }
+}
+
+/// What becomes of the DRAM.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// DRAM that EL2 maps as data; our image is not in it.
+    pub data: Vec<Range<u64>>,
+    /// DRAM that EL2 maps Tagged as well: taggable, no tag storage.
+    pub tagged: Vec<Range<u64>>,
+    /// The memory map for `stage2`, heap and all that is loaded marked as taken.
+    pub map: MemoryMap,
+    /// The sound tag regions.
+    pub regions: Vec<TagRegion>,
+    /// The others: their storage holds tags for ever.
+    pub refused: Vec<RefusedRegion>,
+    /// Where the heap goes.
+    pub heap: Range<u64>,
+}
+
+/// No memory for EL2 itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Bytes of contiguous DRAM needed.
+    pub bytes: u64,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no {} KiB of contiguous DRAM left for the hypervisor itself: give the machine more memory, or load less into it",
+            self.bytes >> 10
+        )
+    }
+}
+
+/// Bytes of heap for a machine: 1 MiB and 1/1024 of its DRAM, which bounds the metadata (4 bytes a frame).
+#[must_use]
+pub fn heap_bytes(memory: u64) -> u64 {
+    ((1 << 20) + memory / 1024).next_multiple_of(PAGE)
+}
+
+impl Layout {
+    /// Decides what becomes of the DRAM of `machine`.
+    ///
+    /// # Errors
+    ///
+    /// No room for the heap.
+    pub fn new(machine: &Machine, loaded: &Loaded) -> Result<Self, NoRoom> {
+        let dram: Vec<Dram> = machine
+            .memory
+            .iter()
+            .filter_map(|memory| {
+                let range = phys_range(&(memory.range.base()..memory.range.end()))?;
+                Some(Dram {
+                    range,
+                    taggable: memory.taggable,
+                })
+            })
+            .collect();
+        let mut map = MemoryMap {
+            dram,
+            occupied: occupied(machine, loaded),
+        };
+        let (regions, refused) = regions(machine, &mut map);
+        let storage: Vec<Range<u64>> = machine
+            .tag_regions
+            .iter()
+            .map(|node| node.tag_base..node.tag_base.saturating_add(node.tag_bytes))
+            .collect();
+        let foreign: Vec<Range<u64>> = ranges(&map, |by| by != Occupant::Loaded).collect();
+        let image = core::slice::from_ref(&loaded.image);
+        let all = |only_taggable: bool| {
+            map.dram
+                .iter()
+                .filter(move |dram| dram.taggable || !only_taggable)
+                .map(|dram| dram.range.base().get()..dram.range.end().get())
+                .collect::<Vec<_>>()
+        };
+        let data = without(&without(&all(false), &foreign), image);
+        let tagged = without(&without(&without(&all(true), &foreign), &storage), image);
+        let heap = place_heap(machine, &map, &storage)?;
+        map.occupied.extend(phys_range(&heap).map(|range| Occupied {
+            range,
+            by: Occupant::Loaded,
+        }));
+        Ok(Self {
+            data,
+            tagged,
+            map,
+            regions,
+            refused,
+            heap,
+        })
+    }
+}
+
+fn phys_range(range: &Range<u64>) -> Option<PhysRange> {
+    PhysRange::new(
+        PhysAddr::new(range.start),
+        range.end.checked_sub(range.start)?,
+    )
+}
+
+fn ranges(map: &MemoryMap, wanted: impl Fn(Occupant) -> bool) -> impl Iterator<Item = Range<u64>> {
+    map.occupied
+        .iter()
+        .filter(move |occupied| wanted(occupied.by))
+        .map(|occupied| occupied.range.base().get()..occupied.range.end().get())
+}
+
+fn occupied(machine: &Machine, loaded: &Loaded) -> Vec<Occupied> {
+    let ours = loaded.ranges().filter_map(|range| phys_range(&range));
+    let ours = ours.map(|range| Occupied {
+        range,
+        by: Occupant::Loaded,
+    });
+    let others = machine.reserved.iter().filter_map(|reserved| {
+        let range = phys_range(&(reserved.range.base()..reserved.range.end()))?;
+        let by = match reserved.by {
+            ReservedBy::TagStorage => Occupant::StaticTags,
+            ReservedBy::MemReserve | ReservedBy::Node => Occupant::Firmware,
+        };
+        Some(Occupied { range, by })
+    });
+    // Boot loaders often reserve the DTB and the initrd as well: those stay ours to read.
+    let mut all: Vec<Occupied> = ours.collect();
+    for other in others {
+        let inside_ours = all.iter().any(|own| {
+            own.by == Occupant::Loaded
+                && own.range.base() <= other.range.base()
+                && other.range.end() <= own.range.end()
+        });
+        if !inside_ours {
+            all.push(other);
+        }
+    }
+    all
+}
+
+/// Validates all regions; the storage of a refused one is marked as static.
+fn regions(machine: &Machine, map: &mut MemoryMap) -> (Vec<TagRegion>, Vec<RefusedRegion>) {
+    let describe = |node: &platform::TagRegionNode| TagRegionDesc {
+        tags_base: PhysAddr::new(node.tag_base),
+        tags_bytes: node.tag_bytes,
+        tagged_base: PhysAddr::new(node.tagged_base),
+        tagged_bytes: node.tagged_bytes,
+        block_size: node.block_bytes,
+    };
+    let descs: Vec<TagRegionDesc> = machine.tag_regions.iter().map(describe).collect();
+    let (mut sound, mut refused, mut static_tags) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, (node, desc)) in machine.tag_regions.iter().zip(&descs).enumerate() {
+        let others: Vec<TagRegionDesc> = descs
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index)
+            .map(|(_, desc)| *desc)
+            .collect();
+        match TagRegion::new(desc, map, &others) {
+            Ok(region) => sound.push(region),
+            Err(error) => {
+                static_tags.extend(desc.tags().ok().map(|range| Occupied {
+                    range,
+                    by: Occupant::StaticTags,
+                }));
+                refused.push(RefusedRegion {
+                    path: node.path.clone(),
+                    error,
+                });
+            }
+        }
+    }
+    map.occupied.extend(static_tags);
+    (sound, refused)
+}
+
+/// Takes the heap from the top of untaggable DRAM if it fits, else from the top of other DRAM that is no tag storage: what
+/// is taggable is worth more to guests.
+fn place_heap(
+    machine: &Machine,
+    map: &MemoryMap,
+    storage: &[Range<u64>],
+) -> Result<Range<u64>, NoRoom> {
+    let bytes = heap_bytes(machine.memory_bytes());
+    let taken: Vec<Range<u64>> = ranges(map, |_| true)
+        .chain(storage.iter().cloned())
+        .collect();
+    let free = |taggable: bool| {
+        let dram = map
+            .dram
+            .iter()
+            .filter(move |dram| dram.taggable == taggable);
+        let dram: Vec<Range<u64>> = dram
+            .map(|dram| dram.range.base().get()..dram.range.end().get())
+            .collect();
+        without(&dram, &taken)
+    };
+    free(true)
+        .into_iter()
+        .chain(free(false))
+        .rev()
+        .find(|range| range.end - range.start >= bytes)
+        .map(|range| range.end - bytes..range.end)
+        .ok_or(NoRoom { bytes })
+}
+
+/// Returns `from` less `holes`, in whole pages: a page that a hole touches goes.
+#[must_use]
+pub fn without(from: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut holes: Vec<Range<u64>> = holes
+        .iter()
+        .filter(|hole| hole.start < hole.end)
+        .map(|hole| {
+            hole.start & !(PAGE - 1)..hole.end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX)
+        })
+        .collect();
+    holes.sort_by_key(|hole| hole.start);
+    let mut left = Vec::new();
+    for range in from {
+        let mut at = range
+            .start
+            .checked_next_multiple_of(PAGE)
+            .unwrap_or(u64::MAX);
+        let end = range.end & !(PAGE - 1);
+        for hole in &holes {
+            if hole.start > at {
+                left.push(at..hole.start.min(end));
+            }
+            at = at.max(hole.end);
+        }
+        left.push(at..end);
+    }
+    left.retain(|range| range.start < range.end);
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn pages_touched_by_a_hole_go() {
+        let left = without(
+            &[0..0x10000],
+            &[0x2800..0x3001, 0x8000..0x9000, 0..1, 0x5000..0x5000],
+        );
+        assert_eq!(left, [0x1000..0x2000, 0x4000..0x8000, 0x9000..0x10000]);
+        assert_eq!(without(&[0x800..0x1800], &[]), []);
+        assert_eq!(without(&[0..0x4000], &[0x1000..u64::MAX]), [0..0x1000]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_is_in_a_range_and_in_no_hole(
+            ranges in prop::collection::vec((0u64..64, 0u64..16), 0..5),
+            holes in prop::collection::vec((0u64..0x40000, 0u64..0x5000), 0..8),
+        ) {
+            let mut start = 0;
+            let ranges: Vec<_> = ranges.iter().map(|(gap, pages)| {
+                let from = start + gap * PAGE;
+                start = from + pages * PAGE;
+                from..start
+            }).collect();
+            let holes: Vec<_> = holes.iter().map(|(at, bytes)| *at..at + bytes).collect();
+            let left = without(&ranges, &holes);
+            for page in 0..start / PAGE + 2 {
+                let at = page * PAGE;
+                let free = ranges.iter().any(|range| range.contains(&at))
+                    && !holes.iter().any(|hole| hole.start < hole.end && hole.start < at + PAGE && hole.end > at);
+                prop_assert_eq!(left.iter().any(|range| range.contains(&at)), free);
+            }
+        }
+    }
+}

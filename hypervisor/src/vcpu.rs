@@ -1,0 +1,108 @@
+//! What a vCPU is to exit handling: plain data. The rest of its registers stays in hardware while it runs; see
+//! `arch::switch`.
+
+use crate::devices::vgic::ListRegisters;
+use crate::devices::vpsci::VcpuPower;
+use crate::devices::vtimer::EmulatedTimer;
+use crate::traps::inject::spsr;
+use crate::traps::sysreg::VcpuSysRegs;
+use crate::traps::tag_access::LoopGuard;
+
+/// The registers that every exit saves and every entry restores, and the syndrome of the last exit.
+///
+/// The layout is known to the assembly in `arch::vectors`.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct GuestContext {
+    /// X0 to X30.
+    pub x: [u64; 31],
+    /// ELR_EL2: where the guest goes on.
+    pub pc: u64,
+    /// SPSR_EL2: the guest's PSTATE.
+    pub pstate: u64,
+    /// ESR_EL2 at the exit.
+    pub esr: u64,
+    /// FAR_EL2 at the exit.
+    pub far: u64,
+    /// HPFAR_EL2 at the exit.
+    pub hpfar: u64,
+}
+
+impl GuestContext {
+    /// Reads general-purpose register `index`; 31 is XZR.
+    #[must_use]
+    pub fn register(&self, index: u8) -> u64 {
+        self.x.get(usize::from(index)).copied().unwrap_or(0)
+    }
+
+    /// Writes general-purpose register `index`; 31 is XZR.
+    pub fn set_register(&mut self, index: u8, value: u64) {
+        if let Some(register) = self.x.get_mut(usize::from(index)) {
+            *register = value;
+        }
+    }
+}
+
+/// A vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// General-purpose registers.
+    pub context: GuestContext,
+    /// Virtual CPU interface of the GIC.
+    pub lrs: ListRegisters,
+    /// Registers that are trapped and kept here.
+    pub sysregs: VcpuSysRegs,
+    /// The EL1 physical timer, emulated.
+    pub physical_timer: EmulatedTimer,
+    /// Keeps tag access faults from repeating for ever.
+    pub tag_guard: LoopGuard,
+    /// Whether it is on.
+    pub power: VcpuPower,
+    /// It waits for an interrupt, or until this count of the physical counter.
+    pub waiting: Option<Wake>,
+    /// It starts with the registers of a reset: what hardware or memory holds of it is void.
+    pub fresh: bool,
+}
+
+/// What ends a wait besides an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wake {
+    /// The count at which WFIT or WFET gives up.
+    pub at: Option<u64>,
+}
+
+impl Vcpu {
+    /// A vCPU that is off.
+    #[must_use]
+    pub fn new(list_registers: usize) -> Self {
+        Self {
+            context: GuestContext::default(),
+            lrs: ListRegisters::new(list_registers),
+            sysregs: VcpuSysRegs::RESET,
+            physical_timer: EmulatedTimer::default(),
+            tag_guard: LoopGuard::default(),
+            power: VcpuPower::Off,
+            waiting: None,
+            fresh: true,
+        }
+    }
+
+    /// Turns the vCPU on: EL1h, interrupts masked, MMU and caches off, `argument` in X0 (PSCI CPU_ON; `booting.rst`).
+    pub fn power_on(&mut self, entry: u64, argument: u64) {
+        let lrs = core::mem::replace(&mut self.lrs, ListRegisters::new(1));
+        *self = Self {
+            lrs,
+            ..Self::new(1)
+        };
+        self.context.pc = entry;
+        self.context.pstate = spsr::DAIF | spsr::EL1H;
+        self.context.set_register(0, argument);
+        self.power = VcpuPower::On;
+    }
+
+    /// Whether it has something to do.
+    #[must_use]
+    pub fn is_runnable(&self) -> bool {
+        self.power == VcpuPower::On && self.waiting.is_none()
+    }
+}

@@ -1,0 +1,377 @@
+//! A VM: its memory, vCPUs and devices, how it is made and loaded, and its part of the report.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use stage2::addr::{Ipa, PAGE_SIZE};
+use stage2::descriptor::Vmid;
+use stage2::frames::VmId;
+use stage2::guest::{GuestMemory, GuestSpec, MemError, Policy};
+use stage2::host::HostMemory;
+
+use crate::config::VmConfig;
+use crate::cpu::Cpu;
+use crate::devices::mmio::GuestBus;
+use crate::devices::vgic::{Vgic, VgicError};
+use crate::devices::vpsci::{PsciVm, VcpuPower};
+use crate::devices::vuart::Vuart;
+use crate::devices::{affinity, mpidr};
+use crate::guest_fdt::{self, FdtError, GuestMachine};
+use crate::image::{self, PlacementError, RAM_BASE};
+use crate::report::{End, Exits, Pages, Peak, VmInfo};
+use crate::traps::controls::{Controls, controls};
+use crate::traps::id_regs::{GuestShape, IdRegs};
+use crate::vcpu::Vcpu;
+
+/// SPIs of a guest's GIC.
+const SPIS: usize = 64;
+
+/// What all VMs of this machine have in common.
+#[derive(Clone, Debug)]
+pub struct Board {
+    /// ID registers of the hardware, the weakest CPU's.
+    pub hw: IdRegs,
+    /// Whether guests can be given MTE at all.
+    pub mte: bool,
+    /// When tag storage is reserved.
+    pub policy: Policy,
+    /// PMCR_EL0.N.
+    pub pmu_counters: u64,
+    /// List registers of the GIC.
+    pub list_registers: usize,
+}
+
+/// The images a VM starts from, in the bundle.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    /// The kernel.
+    pub kernel: &'a [u8],
+    /// The initrd, empty if there is none.
+    pub initrd: &'a [u8],
+}
+
+/// Why a VM cannot start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// Its memory.
+    Memory(MemError),
+    /// Its images.
+    Placement(PlacementError),
+    /// Its DTB.
+    Fdt(FdtError),
+    /// Its GIC.
+    Gic(VgicError),
+    /// A file that the bundle does not have.
+    NoFile(String),
+    /// More VMs than VMIDs.
+    TooMany,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(MemError::NoMemory) => {
+                write!(
+                    f,
+                    "the machine has no memory left for its images: lower memory of some VM, or give the machine more"
+                )
+            }
+            Self::Memory(error) => write!(f, "{error}"),
+            Self::Placement(error) => write!(f, "{error}"),
+            Self::Fdt(error) => write!(f, "no device tree for it: {error}"),
+            Self::Gic(error) => write!(f, "no GIC for it: {error}"),
+            Self::NoFile(name) => write!(f, "the bundle has no file `{name}`"),
+            Self::TooMany => write!(f, "there are no more VMIDs"),
+        }
+    }
+}
+
+impl From<MemError> for StartError {
+    fn from(error: MemError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+/// A VM.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its place in the VM table.
+    pub index: usize,
+    /// As configured.
+    pub config: VmConfig,
+    /// Its memory; none once it has ended and given everything back.
+    pub memory: Option<GuestMemory>,
+    /// Its interrupt controller.
+    pub vgic: Vgic,
+    /// Its UART.
+    pub uart: Vuart,
+    /// Where its devices are.
+    pub bus: GuestBus,
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// What it sees of the CPU.
+    pub shape: GuestShape,
+    /// What enforces that.
+    pub controls: Controls,
+    /// Exits by cause.
+    pub exits: Exits,
+    /// The vCPU that ran last on this CPU.
+    pub last_vcpu: Option<usize>,
+    /// How it ended; none while it lives.
+    pub end: Option<End>,
+    /// Its figures at its end.
+    pub last_info: Option<VmInfo>,
+}
+
+impl Vm {
+    /// Makes a VM with all its vCPUs off and no page mapped.
+    ///
+    /// # Errors
+    ///
+    /// No memory for its tables, or no VMID.
+    pub fn new(
+        index: usize,
+        config: VmConfig,
+        board: &Board,
+        host: &mut HostMemory,
+        cpu: &mut impl Cpu,
+    ) -> Result<Self, StartError> {
+        let id = u16::try_from(index).map_err(|_| StartError::TooMany)?;
+        let mte = config.mte && board.mte;
+        let vgic = Vgic::new(config.vcpus, SPIS).map_err(StartError::Gic)?;
+        let spec = GuestSpec {
+            vm: VmId::new(id).ok_or(StartError::TooMany)?,
+            // VMID 0 is EL2's own: nothing runs with it.
+            vmid: Vmid(id + 1),
+            ram_base: Ipa::new(RAM_BASE),
+            ram_bytes: config.memory,
+            mte,
+            policy: board.policy,
+        };
+        let memory = GuestMemory::new(host, cpu, spec)?;
+        let shape = GuestShape { mte };
+        Ok(Self {
+            index,
+            memory: Some(memory),
+            vgic,
+            uart: Vuart::new(),
+            bus: GuestBus::new(config.vcpus),
+            vcpus: (0..config.vcpus)
+                .map(|_| Vcpu::new(board.list_registers))
+                .collect(),
+            shape,
+            controls: controls(&board.hw, shape, board.pmu_counters),
+            exits: Exits::default(),
+            last_vcpu: None,
+            end: None,
+            last_info: None,
+            config,
+        })
+    }
+
+    /// Loads the images and a DTB into RAM and turns vCPU 0 on.
+    ///
+    /// # Errors
+    ///
+    /// The images do not fit, or there is no memory left.
+    pub fn load(
+        &mut self,
+        images: Images<'_>,
+        rng_seed: &[u8],
+        host: &mut HostMemory,
+        cpu: &mut impl Cpu,
+    ) -> Result<(), StartError> {
+        let at = image::place(
+            images.kernel,
+            images.initrd.len() as u64,
+            self.config.memory,
+        )
+        .map_err(StartError::Placement)?;
+        let mpidrs: Vec<u64> = (0..self.vcpus.len()).map(affinity).collect();
+        let initrd_end = at.initrd + images.initrd.len() as u64;
+        let dtb = guest_fdt::build(&GuestMachine {
+            memory_bytes: self.config.memory,
+            mpidrs: &mpidrs,
+            initrd: (!images.initrd.is_empty()).then_some(at.initrd..initrd_end),
+            bootargs: &self.config.cmdline,
+            rng_seed,
+            kaslr_seed: None,
+            uart_clock_hz: guest_fdt::UART_CLOCK_HZ,
+        })
+        .map_err(StartError::Fdt)?;
+        for (ipa, bytes) in [
+            (at.kernel, images.kernel),
+            (at.initrd, images.initrd),
+            (at.dtb, &dtb),
+        ] {
+            self.write(ipa, bytes, host, cpu)?;
+        }
+        cpu.invalidate_instructions();
+        if let Some(first) = self.vcpus.first_mut() {
+            first.power_on(at.kernel, at.dtb);
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` to guest address `ipa`, page by page, as a boot loader in the guest would.
+    fn write(
+        &mut self,
+        ipa: u64,
+        mut bytes: &[u8],
+        host: &mut HostMemory,
+        cpu: &mut impl Cpu,
+    ) -> Result<(), StartError> {
+        let mut at = Ipa::new(ipa);
+        while !bytes.is_empty() {
+            let offset = at.get() - at.page().get();
+            let length = bytes.len().min((PAGE_SIZE - offset) as usize);
+            let (part, rest) = bytes.split_at(length);
+            let memory = self.memory.as_mut().ok_or(MemError::NotRam(at))?;
+            let frame = memory.populate(host, cpu, at.page())?;
+            cpu.write_frame(frame, offset as usize, part);
+            cpu.clean_frame(frame);
+            at = at.checked_add(length as u64).ok_or(MemError::NotRam(at))?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Puts devices and vCPUs into their reset state and gives all RAM back zeroed; [`Self::load`] starts it again.
+    ///
+    /// # Errors
+    ///
+    /// A guarantee about memory was lost before.
+    pub fn reset(
+        &mut self,
+        board: &Board,
+        host: &mut HostMemory,
+        cpu: &mut impl Cpu,
+    ) -> Result<(), StartError> {
+        self.vgic = Vgic::new(self.config.vcpus, SPIS).map_err(StartError::Gic)?;
+        self.uart = Vuart::new();
+        self.vcpus = (0..self.config.vcpus)
+            .map(|_| Vcpu::new(board.list_registers))
+            .collect();
+        if let Some(memory) = &mut self.memory {
+            memory.reset(host, cpu)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the VM: takes its last figures and gives all its memory back.
+    ///
+    /// # Errors
+    ///
+    /// A guarantee about memory was lost before; all that could be released has been.
+    pub fn finish(
+        &mut self,
+        end: End,
+        host: &mut HostMemory,
+        cpu: &mut impl Cpu,
+    ) -> Result<(), MemError> {
+        if self.end.is_some() {
+            return Ok(());
+        }
+        self.end = Some(end);
+        self.last_info = Some(self.info());
+        for vcpu in &mut self.vcpus {
+            vcpu.power = VcpuPower::Off;
+        }
+        match self.memory.take() {
+            Some(memory) => memory.destroy(host, cpu),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns MPIDR_EL1 as `vcpu` reads it.
+    #[must_use]
+    pub fn mpidr(vcpu: usize) -> u64 {
+        mpidr(vcpu)
+    }
+
+    /// Returns its part of the report: now, or at its end.
+    #[must_use]
+    pub fn info(&self) -> VmInfo {
+        if let Some(info) = &self.last_info {
+            return info.clone();
+        }
+        let policy = self
+            .memory
+            .as_ref()
+            .map_or(Policy::Static, |memory| memory.spec().policy);
+        let account = self
+            .memory
+            .as_ref()
+            .map(GuestMemory::account)
+            .unwrap_or_default();
+        VmInfo {
+            name: self.config.name.clone(),
+            mte: self.shape.mte,
+            policy: policy_name(policy),
+            vcpus: self.config.vcpus,
+            memory_bytes: self.config.memory,
+            resident_bytes: account.resident,
+            pages: Pages {
+                untouched: account.pages.untouched,
+                no_tag_access: account.pages.no_tag_access,
+                tagged: account.pages.tagged,
+            },
+            reserved_bytes: account.reserved,
+            static_cost_bytes: account.static_cost,
+            reclaimed_bytes: account.reclaimed,
+            tag_faults: account.tag_faults,
+            moves: account.moves,
+            evictions_caused: account.evictions_caused,
+            evictions_suffered: account.evictions_suffered,
+            exits: self.exits,
+            peak: Peak {
+                tagged_pages: account.peak.tagged_pages,
+                reserved_bytes: account.peak.reserved,
+            },
+            end: self.end,
+        }
+    }
+
+    /// A VM that could not be started, for the report.
+    #[must_use]
+    pub fn refused(config: &VmConfig, policy: Policy) -> VmInfo {
+        VmInfo {
+            name: config.name.clone(),
+            mte: config.mte,
+            policy: policy_name(policy),
+            vcpus: config.vcpus,
+            memory_bytes: config.memory,
+            static_cost_bytes: config.memory / 32,
+            end: Some(End::Refused),
+            ..VmInfo::default()
+        }
+    }
+}
+
+impl PsciVm for Vm {
+    fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    fn power(&self, vcpu: usize) -> VcpuPower {
+        self.vcpus
+            .get(vcpu)
+            .map_or(VcpuPower::Off, |vcpu| vcpu.power)
+    }
+
+    fn is_ram(&self, ipa: u64) -> bool {
+        ipa.checked_sub(RAM_BASE)
+            .is_some_and(|offset| offset < self.config.memory)
+    }
+}
+
+/// The policy as reports name it.
+#[must_use]
+pub const fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Static => "static",
+        Policy::Eager => "eager",
+        Policy::Lazy => "lazy",
+    }
+}
