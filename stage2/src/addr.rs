@@ -3,6 +3,7 @@
 //! There is no conversion between host and guest addresses: only a VM's tables relate them. A
 //! [`Frame`] is aligned because it cannot be built otherwise.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 /// log2 of [`PAGE_SIZE`].
@@ -264,6 +265,16 @@ pub const fn lcm(a: u64, b: u64) -> Option<u64> {
     } else {
         (a / x).checked_mul(b)
     }
+}
+
+/// A table of `count` entries, `None` if the heap has no room: its size comes from a device tree or a
+/// configuration, and a large one must not end the hypervisor.
+pub(crate) fn try_filled<T: Clone>(entry: T, count: u64) -> Option<Vec<T>> {
+    let count = usize::try_from(count).ok()?;
+    let mut table = Vec::new();
+    table.try_reserve_exact(count).ok()?;
+    table.resize(count, entry);
+    Some(table)
 }
 
 #[cfg(test)]

@@ -4,12 +4,11 @@
 //! crosses a chunk: all users of a block belong to one VM. A buddy allocator serves the chunks; it
 //! accepts double frees, so the ownership table in front of it decides (S1).
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use buddy_system_allocator::FrameAllocator;
 
-use crate::addr::{Frame, FrameRange, PAGE_SIZE, lcm};
+use crate::addr::{Frame, FrameRange, PAGE_SIZE, lcm, try_filled};
 
 /// Frames of a piece: 2 MiB, what one level-3 table maps.
 pub const PIECE_FRAMES: u64 = 512;
@@ -121,22 +120,28 @@ impl Chunks {
         }
     }
 
-    /// Adds the chunks of a `run` of taggable DRAM. Its tag blocks cover `coverage` frames each, counted
-    /// from `origin` (at or below the run). Returns what is too small for a chunk, at both ends.
-    pub fn add(&mut self, run: FrameRange, origin: Frame, coverage: u64) -> [FrameRange; 2] {
+    /// Adds the chunks of a `run` of taggable DRAM. Its tag blocks cover `coverage` frames each,
+    /// counted from `origin` (at or below the run). Returns what is too small for a chunk, at both
+    /// ends; `None` if the heap has no room for 2 bytes a chunk.
+    pub fn add(
+        &mut self,
+        run: FrameRange,
+        origin: Frame,
+        coverage: u64,
+    ) -> Option<[FrameRange; 2]> {
         let chunk_frames = chunk_frames(coverage);
         let skip = run.start.number() - origin.number();
         let start = origin.plus(skip.next_multiple_of(chunk_frames));
         let chunks = FrameRange::between(start, run.end()).count / chunk_frames;
+        if chunks == 0 {
+            return Some([run, FrameRange::new(run.end(), 0)]);
+        }
+        let frames = FrameRange::new(start, chunks * chunk_frames);
         let first = self
             .zones
             .last()
             .map_or(0, |zone| zone.first + zone.owners.len());
-        if chunks == 0 || first as u64 + chunks > u32::MAX.into() {
-            return [run, FrameRange::new(run.end(), 0)];
-        }
-        let frames = FrameRange::new(start, chunks * chunk_frames);
-        let owners = vec![0; chunks as usize];
+        let owners = try_filled(Owner::Free.pack(), chunks)?;
         self.buddy.add_frame(first, first + owners.len());
         self.bytes.total += frames.bytes();
         self.zones.push(Zone {
@@ -146,7 +151,7 @@ impl Chunks {
             owners,
         });
         let (low, high) = run.without(frames);
-        [low, high]
+        Some([low, high])
     }
 
     /// Gives a chunk to `owner`. Its data and tags are whatever they were.
@@ -311,13 +316,15 @@ impl TableFrames {
 
     /// Adds a run of DRAM that cannot have tags. To be called before [`add_fragment`](Self::add_fragment), as
     /// runs are used in their order.
-    pub fn add_untaggable(&mut self, frames: FrameRange) {
-        self.push(frames, Source::Untaggable);
+    /// `None` if the heap has no room for a bit a frame.
+    pub fn add_untaggable(&mut self, frames: FrameRange) -> Option<()> {
+        self.push(frames, Source::Untaggable)
     }
 
     /// Adds a run of taggable DRAM that is too small for a chunk.
-    pub fn add_fragment(&mut self, frames: FrameRange) {
-        self.push(frames, Source::Fragment);
+    /// `None` if the heap has no room for a bit a frame.
+    pub fn add_fragment(&mut self, frames: FrameRange) -> Option<()> {
+        self.push(frames, Source::Fragment)
     }
 
     /// Takes a frame, from `chunks` if there is no other. Its contents are whatever they were.
@@ -326,7 +333,14 @@ impl TableFrames {
             return run.take();
         }
         let chunk = chunks.alloc(Owner::Tables)?;
-        self.push(chunks.frames(chunk), Source::Chunk(chunk));
+        if self
+            .push(chunks.frames(chunk), Source::Chunk(chunk))
+            .is_none()
+        {
+            // It was ours a moment ago, so this cannot be refused.
+            let _ = chunks.free(chunk, Owner::Tables);
+            return None;
+        }
         self.runs.last_mut()?.take()
     }
 
@@ -341,6 +355,16 @@ impl TableFrames {
             chunks.free(chunk, Owner::Tables)?;
         }
         Ok(())
+    }
+
+    /// Whether a frame is in use.
+    pub(crate) fn is_used(&self, frame: Frame) -> bool {
+        let run = self.runs.iter().find(|run| run.frames.contains(frame));
+        run.is_some_and(|run| {
+            let offset = frame.number() - run.frames.start.number();
+            let word = run.taken.get((offset / 64) as usize);
+            word.is_some_and(|word| word >> (offset % 64) & 1 != 0)
+        })
     }
 
     /// Bytes in use and not.
@@ -379,9 +403,10 @@ impl TableFrames {
             })
     }
 
-    fn push(&mut self, frames: FrameRange, source: Source) {
+    fn push(&mut self, frames: FrameRange, source: Source) -> Option<()> {
         if !frames.is_empty() {
-            let taken = vec![0; frames.count.div_ceil(64) as usize];
+            let taken = try_filled(0, frames.count.div_ceil(64))?;
+            self.runs.try_reserve(1).ok()?;
             self.runs.push(Run {
                 frames,
                 source,
@@ -390,6 +415,7 @@ impl TableFrames {
                 full_words: 0,
             });
         }
+        Some(())
     }
 }
 
@@ -463,7 +489,7 @@ mod tests {
     fn chunks_start_on_coverage_bounds_of_their_region_and_the_rest_is_fragments() {
         let mut chunks = Chunks::new();
         // Tagged memory starts at 1 MiB, coverage 384 KiB: chunks of 6 MiB at 1 MiB + 6 MiB * n.
-        let rest = chunks.add(run(2 * MIB, 30 * MIB), frame(MIB), 96);
+        let rest = chunks.add(run(2 * MIB, 30 * MIB), frame(MIB), 96).unwrap();
         assert_eq!(rest, [run(2 * MIB, 5 * MIB), run(31 * MIB, MIB)]);
         let chunk = chunks.alloc(vm(0)).unwrap();
         assert_eq!(chunks.frames(chunk), run(7 * MIB, 6 * MIB));
@@ -474,7 +500,7 @@ mod tests {
     #[test]
     fn a_chunk_has_one_owner_and_a_double_free_is_refused() {
         let mut chunks = Chunks::new();
-        chunks.add(run(0, 8 * MIB), frame(0), 32);
+        chunks.add(run(0, 8 * MIB), frame(0), 32).unwrap();
         let one = chunks.alloc(vm(0)).unwrap();
         let two = chunks.alloc(vm(1)).unwrap();
         assert_ne!(one, two);
@@ -498,10 +524,12 @@ mod tests {
     #[test]
     fn tables_use_untaggable_dram_then_fragments_then_chunks_and_give_chunks_back() {
         let mut chunks = Chunks::new();
-        chunks.add(run(0, 4 * MIB), frame(0), 32);
+        chunks.add(run(0, 4 * MIB), frame(0), 32).unwrap();
         let mut tables = TableFrames::new();
-        tables.add_untaggable(run(0x8000_0000, 2 * PAGE_SIZE));
-        tables.add_fragment(run(0x9000_0000, PAGE_SIZE));
+        tables
+            .add_untaggable(run(0x8000_0000, 2 * PAGE_SIZE))
+            .unwrap();
+        tables.add_fragment(run(0x9000_0000, PAGE_SIZE)).unwrap();
         let frames: Vec<_> = (0..4).map(|_| tables.alloc(&mut chunks).unwrap()).collect();
         assert_eq!(frames[..2], [frame(0x8000_0000), frame(0x8000_1000)]);
         assert_eq!(frames[2], frame(0x9000_0000));
@@ -522,7 +550,7 @@ mod tests {
     #[test]
     fn a_run_that_is_no_multiple_of_64_frames_gives_only_its_own() {
         let (mut chunks, mut tables) = (Chunks::new(), TableFrames::new());
-        tables.add_untaggable(run(0x1000, 70 * PAGE_SIZE));
+        tables.add_untaggable(run(0x1000, 70 * PAGE_SIZE)).unwrap();
         let frames: Vec<_> = core::iter::from_fn(|| tables.alloc(&mut chunks)).collect();
         assert_eq!(frames.len(), 70);
         tables.free(&mut chunks, frames[3]).unwrap();

@@ -4,12 +4,11 @@
 //! Each operation first looks, and takes all that it needs; it may fail there, and leaves no trace. Then it
 //! commits, and nothing in that part can fail.
 
-use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::account::{PageCounts, VmAccount, VmPeak};
-use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
+use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, try_filled};
 use crate::block::BadTransition;
 use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
 use crate::frames::{ChunkId, NotOwned, Owner, PIECE_BYTES, PIECE_FRAMES, VmId};
@@ -17,7 +16,7 @@ use crate::host::HostMemory;
 use crate::pool::TagHold;
 use crate::ports::{Hardware, TableMemory};
 use crate::region::TAG_RATIO;
-use crate::tables::{Corrupt, Missing, Position, Stage2Tables, Supplied, Vacant, Visit};
+use crate::tables::{Corrupt, Mapping, Missing, Position, Stage2Tables, Supplied, Vacant, Visit};
 
 /// When tag storage is reserved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,8 +56,9 @@ pub enum MemError {
         /// Its length.
         bytes: u64,
     },
-    /// A static VM on a machine that is not: its storage would not be reserved.
-    StaticNeedsStaticMachine,
+    /// A static VM on a machine that is not, or the other way round: the whole carve-out is reserved for
+    /// all VMs or for none.
+    StaticMismatch,
     /// The address is not of the VM's RAM.
     NotRam(Ipa),
     /// No frame is left.
@@ -82,8 +82,11 @@ impl fmt::Display for MemError {
                     "RAM at {base:#x} of {bytes:#x} bytes is empty, unaligned, or too high"
                 )
             }
-            Self::StaticNeedsStaticMachine => {
-                write!(f, "a static VM needs a machine whose policy is static")
+            Self::StaticMismatch => {
+                write!(
+                    f,
+                    "the policy is static for the machine and all its VMs, or for none"
+                )
             }
             Self::NotRam(ipa) => write!(f, "{ipa:#x} is not RAM of the VM"),
             Self::NoMemory => write!(f, "no frame is left"),
@@ -182,16 +185,16 @@ impl GuestMemory {
         if !aligned || end.is_none() {
             return Err(MemError::BadRam { base, bytes });
         }
-        if spec.mte && spec.policy == Policy::Static && host.policy() != Policy::Static {
-            return Err(MemError::StaticNeedsStaticMachine);
+        if (spec.policy == Policy::Static) != (host.policy() == Policy::Static) {
+            return Err(MemError::StaticMismatch);
         }
         let tag_use = match (spec.mte, spec.policy) {
             (false, _) => TagUse::Never,
             (true, Policy::Lazy) => TagUse::AtTagAccess,
             (true, Policy::Eager | Policy::Static) => TagUse::AtAccess,
         };
+        let ram = Ram::new(spec).ok_or(MemError::NoMemory)?;
         let root = host.alloc_table_page().ok_or(MemError::NoMemory)?;
-        let ram = Ram::new(spec);
         host.guest_metadata += ram.metadata_bytes();
         Ok(Self {
             spec,
@@ -294,8 +297,8 @@ impl GuestMemory {
         match hold {
             Some(hold) => {
                 let opened = hold.opened();
-                let leaf = hold.zero_tags(hw).leaf();
-                vacant.make(hw, leaf);
+                let zeroed = hold.zero_tags(hw);
+                vacant.make(hw, Mapping::Tagged(zeroed));
                 self.count_tagged(opened);
             }
             None => {
@@ -332,8 +335,8 @@ impl GuestMemory {
 
         let opened = hold.opened();
         let broken = mapped.break_leaf(hw);
-        let leaf = hold.zero_tags(hw).leaf();
-        broken.vacant().make(hw, leaf);
+        let zeroed = hold.zero_tags(hw);
+        broken.vacant().make(hw, Mapping::Tagged(zeroed));
         self.no_tag_access -= 1;
         self.tag_faults += 1;
         self.count_tagged(opened);
@@ -434,13 +437,11 @@ impl TagUse {
         self != Self::Never && leaf.attr == MemAttr::WriteBack
     }
 
-    /// The leaf for a page without tag access. A guest that can never use tags needs no attribute for it.
-    const fn untagged(self, frame: Frame) -> Leaf {
-        let attr = match self {
-            Self::Never => MemAttr::WriteBack,
-            Self::AtAccess | Self::AtTagAccess => MemAttr::NoTagAccess,
-        };
-        Leaf { frame, attr }
+    const fn untagged(self, frame: Frame) -> Mapping {
+        match self {
+            Self::Never => Mapping::WithoutMte(frame),
+            Self::AtAccess | Self::AtTagAccess => Mapping::NoTagAccess(frame),
+        }
     }
 }
 
@@ -518,16 +519,16 @@ enum Piece {
 }
 
 impl Ram {
-    fn new(spec: GuestSpec) -> Self {
+    fn new(spec: GuestSpec) -> Option<Self> {
         let first = spec.ram_base.get() / PIECE_BYTES;
         let end = (spec.ram_base.get() + spec.ram_bytes).div_ceil(PIECE_BYTES);
-        Self {
+        Some(Self {
             vm: spec.vm,
             base: spec.ram_base,
             bytes: spec.ram_bytes,
-            slots: vec![None; (end - first) as usize],
+            slots: try_filled(None, end - first)?,
             spare: Vec::new(),
-        }
+        })
     }
 
     fn metadata_bytes(&self) -> u64 {
@@ -560,7 +561,8 @@ impl Ram {
             (None, None) => {
                 let chunk = host.chunks.alloc(Owner::Vm(self.vm))?;
                 let frames = host.chunks.frames(chunk);
-                self.spare.reserve((frames.count / PIECE_FRAMES) as usize);
+                self.spare
+                    .reserve((frames.count / PIECE_FRAMES - 1) as usize);
                 (frames.start, Piece::New(chunk, frames))
             }
         };
@@ -621,4 +623,146 @@ impl Ram {
 /// The frame of a page inside its 2 MiB piece.
 fn frame_in(piece: Frame, ipa: Ipa) -> Frame {
     piece.plus(ipa.get() % PIECE_BYTES / PAGE_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{PhysAddr, PhysRange};
+    use crate::block::{BlockEvent, BlockState};
+    use crate::fakes::SimMachine;
+    use crate::host::Layout;
+    use crate::invariants;
+    use crate::pool::BlockId;
+    use crate::region::{Dram, MemoryMap, TagRegion, TagRegionDesc};
+
+    const MIB: u64 = 1 << 20;
+    const BASE: Ipa = Ipa::new(0x4000_0000);
+
+    /// A machine of one 6 MiB chunk, as its blocks of 12 KiB want, and a VM on it.
+    fn machine(policy: Policy) -> (HostMemory, SimMachine, GuestMemory) {
+        let desc = TagRegionDesc {
+            tags_base: PhysAddr::new(6 * MIB),
+            tags_bytes: 6 * MIB / 32,
+            tagged_base: PhysAddr::new(0),
+            tagged_bytes: 6 * MIB,
+            block_size: 0x3000,
+        };
+        let range = |base, bytes| PhysRange::new(PhysAddr::new(base), bytes).unwrap();
+        let dram = vec![
+            Dram {
+                range: range(0, 7 * MIB),
+                taggable: true,
+            },
+            Dram {
+                range: range(8 * MIB, 64 * 1024),
+                taggable: false,
+            },
+        ];
+        let memory = MemoryMap {
+            dram,
+            occupied: vec![],
+        };
+        let regions = vec![TagRegion::new(&desc, &memory, &[]).unwrap()];
+        let mut host = HostMemory::new(Layout {
+            memory,
+            regions,
+            policy,
+        })
+        .unwrap();
+        let mut sim = SimMachine::new(vec![desc], vec![]);
+        let spec = GuestSpec {
+            vm: VmId::new(7).unwrap(),
+            vmid: Vmid(7),
+            ram_base: BASE,
+            ram_bytes: 4 * MIB,
+            mte: true,
+            policy,
+        };
+        let guest = GuestMemory::new(&mut host, &mut sim, spec).unwrap();
+        sim.take_log();
+        (host, sim, guest)
+    }
+
+    #[test]
+    fn a_fault_whose_block_cannot_be_reserved_is_refused_without_a_trace() {
+        let (mut host, mut sim, mut guest) = machine(Policy::Eager);
+        let block = BlockId {
+            region: 0,
+            index: 0,
+        };
+        host.blocks.force(block, BlockState::Lent);
+        let before = (host.account(), guest.account());
+        let bad = BadTransition {
+            from: BlockState::Lent,
+            event: BlockEvent::Reserve,
+        };
+        let refused = guest.access_fault(&mut host, &mut sim, BASE);
+        assert_eq!(refused, Err(MemError::Block(bad)));
+        assert_eq!((host.account(), guest.account()), before);
+        assert_eq!(sim.take_log(), []);
+        host.blocks.force(block, BlockState::Free);
+        assert!(guest.access_fault(&mut host, &mut sim, BASE).is_ok());
+    }
+
+    #[test]
+    fn a_tag_fault_whose_block_cannot_be_reserved_leaves_the_page_mapped() {
+        let (mut host, mut sim, mut guest) = machine(Policy::Lazy);
+        guest.populate(&mut host, &mut sim, BASE).unwrap();
+        let block = BlockId {
+            region: 0,
+            index: 0,
+        };
+        host.blocks.force(block, BlockState::Lent);
+        let before = (host.account(), guest.account(), guest.leaf(&sim, BASE));
+        sim.take_log();
+        assert!(guest.tag_fault(&mut host, &mut sim, BASE).is_err());
+        assert_eq!(
+            (host.account(), guest.account(), guest.leaf(&sim, BASE)),
+            before
+        );
+        assert_eq!(sim.take_log(), []);
+    }
+
+    #[test]
+    fn a_chunk_of_several_pieces_fills_several_places_and_goes_back_once() {
+        let (mut host, mut sim, mut guest) = machine(Policy::Lazy);
+        let fresh = host.account().ledger;
+        let far = Ipa::new(BASE.get() + 2 * MIB);
+        let first = guest.populate(&mut host, &mut sim, BASE).unwrap();
+        let second = guest.populate(&mut host, &mut sim, far).unwrap();
+        assert_eq!(
+            second,
+            first.plus(PIECE_FRAMES),
+            "the next piece of the same chunk"
+        );
+        assert_eq!(host.account().ledger.owned, 6 * MIB);
+        invariants::check(&host, [&guest], &mut sim).unwrap();
+        guest.destroy(&mut host, &mut sim).unwrap();
+        let after = host.account().ledger;
+        assert_eq!((after.owned, after.tables), (0, 0));
+        assert_eq!(after.sum(), fresh.sum());
+    }
+
+    #[test]
+    fn a_page_between_break_and_make_is_left_to_who_broke_it() {
+        let (mut host, mut sim, mut guest) = machine(Policy::Lazy);
+        guest.populate(&mut host, &mut sim, BASE).unwrap();
+        let Ok(Position::Mapped(mapped)) = guest.tables.walk(&sim, BASE) else {
+            panic!()
+        };
+        let was = mapped.break_leaf(&mut sim).was();
+        sim.take_log();
+        assert_eq!(
+            guest.access_fault(&mut host, &mut sim, BASE),
+            Ok(Access::Spurious)
+        );
+        assert_eq!(
+            guest.tag_fault(&mut host, &mut sim, BASE),
+            Ok(TagOutcome::Spurious)
+        );
+        assert_eq!(guest.translate(&sim, BASE), None);
+        assert_eq!(sim.take_log(), [], "above all, its frame is not zeroed");
+        assert_eq!(was.attr, MemAttr::NoTagAccess);
+    }
 }

@@ -35,12 +35,15 @@ pub enum LayoutError {
     RegionsOverlap(FrameRange),
     /// DRAM beyond what stage-2 tables reach.
     TooHigh(PhysRange),
+    /// The heap has no room for the tables that memory needs: about 1 byte for 32 KiB.
+    NoHeap,
 }
 
 impl fmt::Display for LayoutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Overlap(range) => write!(f, "memory {range} is described twice"),
+            Self::NoHeap => write!(f, "the heap has no room for the tables of so much memory"),
             Self::RegionsOverlap(frames) => {
                 write!(f, "two tag regions share {:#x}", frames.start.addr())
             }
@@ -105,13 +108,14 @@ impl HostMemory {
         let in_use = bytes(&taggable) + bytes(&untaggable);
         let carved: u64 = carve_outs().map(FrameRange::bytes).sum();
         let mut tables = TableFrames::new();
-        untaggable
-            .iter()
-            .for_each(|&run| tables.add_untaggable(run));
+        for &run in &untaggable {
+            tables.add_untaggable(run).ok_or(LayoutError::NoHeap)?;
+        }
         let mut chunks = Chunks::new();
-        share_out(&mut chunks, &mut tables, taggable, &regions);
+        share_out(&mut chunks, &mut tables, taggable, &regions).ok_or(LayoutError::NoHeap)?;
+        let blocks = TagBlocks::new(regions, policy == Policy::Static);
         Ok(Self {
-            blocks: TagBlocks::new(regions, policy == Policy::Static),
+            blocks: blocks.ok_or(LayoutError::NoHeap)?,
             chunks,
             tables,
             leaf_tables: 0,
@@ -266,7 +270,7 @@ fn share_out(
     tables: &mut TableFrames,
     taggable: Vec<FrameRange>,
     regions: &[TagRegion],
-) {
+) -> Option<()> {
     let plain = subtract(taggable.clone(), regions.iter().map(TagRegion::tagged));
     let plain = plain
         .into_iter()
@@ -277,8 +281,10 @@ fn share_out(
     });
     for (run, origin, coverage) in covered.chain(plain).collect::<Vec<_>>() {
         if !run.is_empty() {
-            let rest = chunks.add(run, origin, coverage);
-            rest.into_iter().for_each(|run| tables.add_fragment(run));
+            for rest in chunks.add(run, origin, coverage)? {
+                tables.add_fragment(rest)?;
+            }
         }
     }
+    Some(())
 }

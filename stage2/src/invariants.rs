@@ -56,6 +56,8 @@ pub enum Violation {
     OldTags(Ipa),
     /// S12: a page is between break and make, and nobody is at work.
     LeftBroken(Ipa),
+    /// S1: a table lives in a frame that is not in use for tables.
+    TableNotOwned(Frame),
     /// A table holds what was never written to it.
     Corrupt(Corrupt),
     /// S17: a figure that was counted is not what there is.
@@ -183,9 +185,9 @@ fn check_guest<H: TableMemory>(
     let mut result = Ok(());
     guest.tables().visit(hw, |_, item| {
         let checked = match item {
-            Visit::Table(_) => {
+            Visit::Table(table) => {
                 tables += 1;
-                Ok(())
+                facts.check(host.tables.is_used(table), Violation::TableNotOwned(table))
             }
             Visit::Page(ipa, leaf) => {
                 match guest.has_tag_access(leaf) {

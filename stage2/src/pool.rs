@@ -1,14 +1,12 @@
 //! The tag blocks of all regions: who may use the carve-out, right now. Lock rank: block.
 //!
-//! A [`TagHold`] is the proof that a frame's tags have storage, [`TagsZeroed`] that they were zeroed in it;
-//! only that makes a leaf with tag access. So neither the reserve nor the zeroing can be left out.
+//! A [`TagHold`] is the proof that a frame's tags have storage, [`TagsZeroed`] that they were zeroed in it, and
+//! only that can be mapped with tag access. So neither the reserve nor the zeroing can be left out.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::addr::{Frame, FrameRange, PAGE_SIZE};
+use crate::addr::{Frame, FrameRange, PAGE_SIZE, try_filled};
 use crate::block::{BadTransition, BlockEvent, BlockState};
-use crate::descriptor::{Leaf, MemAttr};
 use crate::ports::{FrameCopy, TagCache};
 use crate::region::TagRegion;
 
@@ -97,31 +95,28 @@ impl TagHold {
 }
 
 impl TagsZeroed {
-    /// The leaf with tag access; mapping it makes the hold a user.
-    pub fn leaf(self) -> Leaf {
-        Leaf {
-            frame: self.0,
-            attr: MemAttr::WriteBack,
-        }
+    /// The frame, which is about to be mapped with tag access: the hold is a user now.
+    pub(crate) fn into_user(self) -> Frame {
+        self.0
     }
 }
 
 impl TagBlocks {
-    /// The blocks of `regions`. Under `all_reserved` (today's machines) each stays reserved for ever: the
-    /// pool itself is a user. Else the first use of each sweeps what a boot stage left.
-    pub fn new(regions: Vec<TagRegion>, all_reserved: bool) -> Self {
-        let initial = if all_reserved {
-            BlockState::Reserved { users: 1 }
-        } else {
-            BlockState::Unswept
+    /// The blocks of `regions`. Under `all_reserved` (today's machines) each stays reserved for
+    /// ever: the pool itself is a user. Else the first use of each sweeps what a boot stage left.
+    /// `None` if the heap has no room for 4 bytes a block.
+    pub fn new(regions: Vec<TagRegion>, all_reserved: bool) -> Option<Self> {
+        let initial = match all_reserved {
+            true => BlockState::Reserved { users: 1 },
+            false => BlockState::Unswept,
         };
-        Self {
-            tables: regions
-                .into_iter()
-                .map(|r| Table::new(r, initial))
-                .collect(),
+        let tables = regions
+            .into_iter()
+            .map(|region| Table::new(region, initial));
+        Some(Self {
+            tables: tables.collect::<Option<_>>()?,
             initial,
-        }
+        })
     }
 
     /// The regions, in the order of [`BlockId::region`].
@@ -288,8 +283,8 @@ fn scrub<H: TagCache + FrameCopy>(hw: &mut H, region: &TagRegion, index: u32) {
 }
 
 impl Table {
-    fn new(region: TagRegion, initial: BlockState) -> Self {
-        let mut states = vec![0; region.blocks() as usize];
+    fn new(region: TagRegion, initial: BlockState) -> Option<Self> {
+        let mut states = try_filled(0, region.blocks().into())?;
         let mut offline = 0;
         for range in region.offline() {
             offline += range.end - range.start;
@@ -297,20 +292,18 @@ impl Table {
                 part.fill(BlockState::Offline.pack());
             }
         }
-        let all_reserved = matches!(initial, BlockState::Reserved { .. });
-        let reserved = if all_reserved {
-            region.blocks() - offline
-        } else {
-            0
+        let reserved = match initial {
+            BlockState::Reserved { .. } => region.blocks() - offline,
+            _ => 0,
         };
-        Self {
+        Some(Self {
             region,
             states,
             reserved,
             offline,
             lent: 0,
             users: 0,
-        }
+        })
     }
 
     fn state(&self, index: u32, initial: BlockState) -> BlockState {
@@ -325,5 +318,124 @@ impl Table {
         if let Some(bits) = self.states.get_mut(index as usize) {
             *bits = state.pack();
         }
+    }
+}
+
+#[cfg(test)]
+impl TagBlocks {
+    /// Puts a block into a state that no caller can bring about yet.
+    pub(crate) fn force(&mut self, block: BlockId, state: BlockState) {
+        if let Some(table) = self.tables.get_mut(usize::from(block.region)) {
+            table.set(block.index, state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{PhysAddr, PhysRange};
+    use crate::fakes::SimMachine;
+    use crate::region::{Dram, MemoryMap, TagRegionDesc};
+
+    const MIB: u64 = 1 << 20;
+    const FIRST: BlockId = BlockId {
+        region: 0,
+        index: 0,
+    };
+
+    fn frame(pa: u64) -> Frame {
+        Frame::from_addr(PhysAddr::new(pa)).unwrap()
+    }
+
+    fn pool(all_reserved: bool) -> (TagBlocks, SimMachine) {
+        let desc = TagRegionDesc {
+            tags_base: PhysAddr::new(4 * MIB),
+            tags_bytes: 4 * MIB / 32,
+            tagged_base: PhysAddr::new(0),
+            tagged_bytes: 4 * MIB,
+            block_size: 0x2000,
+        };
+        let range = PhysRange::new(PhysAddr::new(0), 5 * MIB).unwrap();
+        let dram = vec![Dram {
+            range,
+            taggable: true,
+        }];
+        let memory = MemoryMap {
+            dram,
+            occupied: vec![],
+        };
+        let region = TagRegion::new(&desc, &memory, &[]).unwrap();
+        let pool = TagBlocks::new(vec![region], all_reserved).unwrap();
+        (pool, SimMachine::new(vec![desc], vec![]))
+    }
+
+    #[test]
+    fn a_block_that_holds_data_or_is_on_its_way_is_not_reserved_and_nothing_changes() {
+        for state in [BlockState::Lent, BlockState::Scrubbing] {
+            let (mut pool, mut sim) = pool(false);
+            pool.force(FIRST, state);
+            let before = pool.bytes();
+            let bad = pool.hold(&mut sim, frame(0)).map(drop).unwrap_err();
+            assert_eq!(
+                bad,
+                BadTransition {
+                    from: state,
+                    event: BlockEvent::Reserve
+                }
+            );
+            assert_eq!((pool.state(FIRST), pool.bytes()), (state, before));
+            assert_eq!(sim.take_log(), []);
+        }
+    }
+
+    #[test]
+    fn a_block_with_all_the_users_that_can_be_counted_takes_no_more() {
+        let (mut pool, mut sim) = pool(false);
+        let users = crate::block::MAX_USERS;
+        pool.force(FIRST, BlockState::Reserved { users });
+        assert!(pool.hold(&mut sim, frame(0)).is_err());
+        assert_eq!(pool.state(FIRST), BlockState::Reserved { users });
+    }
+
+    #[test]
+    fn a_user_that_is_none_is_not_dropped() {
+        let (mut pool, mut sim) = pool(false);
+        assert!(pool.drop_user(&mut sim, frame(0)).is_err());
+        assert_eq!(pool.state(FIRST), BlockState::Unswept);
+        assert_eq!(
+            pool.drop_user(&mut sim, frame(8 * MIB)),
+            Ok(0),
+            "not ours to count"
+        );
+        assert_eq!(sim.take_log(), []);
+    }
+
+    #[test]
+    fn the_first_hold_opens_a_block_and_the_last_drop_gives_it_back() {
+        let (mut pool, mut sim) = pool(false);
+        let opened: Vec<u64> = [0, 0x1000, 256 * 1024]
+            .map(|pa| pool.hold(&mut sim, frame(pa)).unwrap().opened())
+            .to_vec();
+        assert_eq!(opened, [0x2000, 0, 0x2000]);
+        assert_eq!(pool.bytes().reserved, 0x4000);
+        assert_eq!(pool.bytes().live_tagged, 3 * PAGE_SIZE);
+        assert_eq!(
+            pool.bytes().least_reserved,
+            0x2000,
+            "3 pages fit in one block's coverage"
+        );
+        let freed = [0, 256 * 1024, 0x1000].map(|pa| pool.drop_user(&mut sim, frame(pa)).unwrap());
+        assert_eq!(freed, [0, 0x2000, 0x2000]);
+        assert_eq!(pool.bytes().free(), pool.bytes().carve_out);
+    }
+
+    #[test]
+    fn a_carve_out_that_is_reserved_for_ever_is_never_released() {
+        let (mut pool, mut sim) = pool(true);
+        assert_eq!(pool.bytes().reserved, pool.bytes().carve_out);
+        assert_eq!(pool.hold(&mut sim, frame(0)).unwrap().opened(), 0);
+        assert_eq!(pool.drop_user(&mut sim, frame(0)), Ok(0));
+        assert_eq!(pool.state(FIRST), BlockState::Reserved { users: 1 });
     }
 }

@@ -5,7 +5,10 @@
 //! ends in a TLB invalidation; over an invalid one only a make (DDI 0487, D8.16.1).
 
 use crate::addr::{Frame, Ipa};
-use crate::descriptor::{Entry, IPA_BITS, Leaf, Level, ROOT_ENTRIES, TABLE_ENTRIES, Vacancy, Vmid};
+use crate::descriptor::{
+    Entry, IPA_BITS, Leaf, Level, MemAttr, ROOT_ENTRIES, TABLE_ENTRIES, Vacancy, Vmid,
+};
+use crate::pool::TagsZeroed;
 use crate::ports::{Hardware, TableMemory, Tlb};
 
 /// An entry that this crate did not write: its table is corrupt.
@@ -33,6 +36,17 @@ pub struct Stage2Tables {
 struct Slot {
     table: Frame,
     index: usize,
+}
+
+/// What to map.
+#[derive(Debug)]
+pub enum Mapping {
+    /// A page of a guest that may not use tags (HCR_EL2.ATA = 0): it needs no attribute for that.
+    WithoutMte(Frame),
+    /// A page whose first tag access is to fault.
+    NoTagAccess(Frame),
+    /// A page whose tags have storage, and are 0.
+    Tagged(TagsZeroed),
 }
 
 /// What a walk found for one page.
@@ -272,8 +286,14 @@ impl<'t> Supplied<'t> {
 }
 
 impl Vacant<'_> {
-    /// Maps `leaf`, visible to all walkers on return.
-    pub fn make<H: TableMemory + Tlb>(self, hw: &mut H, leaf: Leaf) {
+    /// Maps a page, visible to all walkers on return.
+    pub fn make<H: TableMemory + Tlb>(self, hw: &mut H, mapping: Mapping) {
+        let (frame, attr) = match mapping {
+            Mapping::WithoutMte(frame) => (frame, MemAttr::WriteBack),
+            Mapping::NoTagAccess(frame) => (frame, MemAttr::NoTagAccess),
+            Mapping::Tagged(zeroed) => (zeroed.into_user(), MemAttr::WriteBack),
+        };
+        let leaf = Leaf { frame, attr };
         hw.write(self.at.table, self.at.index, Entry::Page(leaf).encode());
         hw.publish();
     }
@@ -414,5 +434,140 @@ const fn index(ipa: Ipa, level: Level) -> Option<usize> {
         Some(index_in(ipa, level))
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PAGE_SIZE;
+    use crate::fakes::SimMachine;
+
+    fn frame(number: u64) -> Frame {
+        Frame::from_number(number)
+    }
+
+    /// Maps `ipa` to `target`, with tables from `next` on.
+    fn map(
+        tables: &mut Stage2Tables,
+        sim: &mut SimMachine,
+        next: &mut u64,
+        (ipa, target): (u64, u64),
+    ) {
+        let vacant = match tables.walk(sim, Ipa::new(ipa)).unwrap() {
+            Position::Vacant(vacant) => vacant,
+            Position::Missing(missing) => {
+                let take = || {
+                    *next += 1;
+                    Some(frame(*next))
+                };
+                missing.supply(take).unwrap().install(sim)
+            }
+            Position::Mapped(_) | Position::Busy => panic!("mapped twice"),
+        };
+        vacant.make(sim, Mapping::NoTagAccess(frame(target)));
+    }
+
+    const PAGES: [(u64, u64); 6] = [
+        (0, 500),
+        (0x1000, 501),
+        (0x1f_f000, 502),
+        (0x20_0000, 503),
+        (0x4000_0000, 504),
+        ((1 << IPA_BITS) - PAGE_SIZE, 505),
+    ];
+
+    fn mapped() -> (Stage2Tables, SimMachine) {
+        let (mut sim, mut next) = (SimMachine::default(), 100);
+        let mut tables = Stage2Tables::new(&mut sim, frame(100), Vmid(1));
+        PAGES
+            .into_iter()
+            .for_each(|page| map(&mut tables, &mut sim, &mut next, page));
+        assert_eq!(sim.broken_rules(), []);
+        (tables, sim)
+    }
+
+    #[test]
+    fn the_whole_address_space_is_reached_and_no_more() {
+        let (mut tables, sim) = mapped();
+        for (ipa, target) in PAGES {
+            let leaf = tables.lookup(&sim, Ipa::new(ipa + 0xfff)).unwrap();
+            assert_eq!(leaf.frame, frame(target));
+        }
+        for ipa in [0x2000, 0x40_0000, 0x8000_0000, 1 << IPA_BITS, u64::MAX] {
+            assert_eq!(tables.lookup(&sim, Ipa::new(ipa)), None);
+        }
+        assert!(tables.walk(&sim, Ipa::new(1 << IPA_BITS)).is_err());
+        // Root; level 2 for 0, 1 and 63 GiB; level 3 for 0 and 2 MiB, 1 GiB, the top.
+        assert_eq!((tables.tables(), tables.leaf_tables()), (8, 4));
+    }
+
+    #[test]
+    fn a_visit_meets_each_page_once_and_a_table_after_what_it_holds() {
+        let (tables, mut sim) = mapped();
+        let (mut pages, mut below) = (Vec::new(), Vec::new());
+        tables.visit(&mut sim, |_, item| match item {
+            Visit::Page(ipa, leaf) => pages.push((ipa.get(), leaf.frame.number())),
+            Visit::Table(table) => below.push((table, pages.len())),
+            Visit::Busy(_) | Visit::Corrupt(_) => panic!("{item:?}"),
+        });
+        assert_eq!(pages, PAGES);
+        let ends: Vec<usize> = below.iter().map(|&(_, pages)| pages).collect();
+        assert_eq!(ends, [3, 4, 4, 5, 5, 6, 6]);
+    }
+
+    #[test]
+    fn detached_tables_are_out_of_reach_and_can_be_used_again() {
+        let (mut tables, mut sim) = mapped();
+        let detached = tables.detach(&mut sim);
+        assert!(
+            PAGES
+                .iter()
+                .all(|&(ipa, _)| tables.lookup(&sim, Ipa::new(ipa)).is_none())
+        );
+        let mut freed = 0;
+        detached.visit(&mut sim, |_, item| {
+            freed += u32::from(matches!(item, Visit::Table(_)))
+        });
+        assert_eq!((freed, tables.tables(), tables.leaf_tables()), (7, 1, 0));
+        let mut next = 100;
+        map(&mut tables, &mut sim, &mut next, PAGES[0]);
+        assert!(tables.lookup(&sim, Ipa::new(0)).is_some());
+    }
+
+    #[test]
+    fn tables_that_run_out_half_way_come_back() {
+        let mut sim = SimMachine::default();
+        let mut tables = Stage2Tables::new(&mut sim, frame(100), Vmid(1));
+        for (have, back) in [(0, None), (1, Some(frame(0)))] {
+            let Ok(Position::Missing(missing)) = tables.walk(&sim, Ipa::new(0)) else {
+                panic!()
+            };
+            let mut left = (0..have).map(frame);
+            assert_eq!(missing.supply(|| left.next()).map(drop), Err(back));
+        }
+        assert_eq!(tables.tables(), 1);
+    }
+
+    #[test]
+    fn a_break_drops_the_page_from_the_tlbs_before_it_can_be_made_again() {
+        let (mut tables, mut sim) = mapped();
+        let guest = crate::fakes::SimGuest {
+            vmid: Vmid(1),
+            root: tables.root(),
+            ata: true,
+        };
+        sim.load(guest, Ipa::new(0)).unwrap();
+        assert_eq!(sim.tlb().count(), 2, "stage 2, and combined with stage 1");
+        let Ok(Position::Mapped(mapped)) = tables.walk(&sim, Ipa::new(0)) else {
+            panic!()
+        };
+        let broken = mapped.break_leaf(&mut sim);
+        assert_eq!(broken.was().frame, frame(500));
+        assert_eq!(sim.tlb().count(), 0);
+        broken
+            .vacant()
+            .make(&mut sim, Mapping::WithoutMte(frame(501)));
+        assert_eq!(sim.broken_rules(), []);
     }
 }

@@ -346,7 +346,7 @@ fn ram_that_cannot_be_is_refused_with_nothing_taken() {
     assert_eq!(host.account(), before);
     let mut world = World::new(&board, Policy::Lazy);
     let refused = world.create(0, MIB, true, Policy::Static);
-    assert_eq!(refused, Err(MemError::StaticNeedsStaticMachine));
+    assert_eq!(refused, Err(MemError::StaticMismatch));
 }
 
 #[test]
