@@ -2,8 +2,8 @@
 //!
 //! Three parts as in the architecture: the distributor (one, for SPIs), a redistributor per CPU (SGIs and
 //! PPIs) and the CPU interface (system registers). All interrupts are Non-secure group 1 at one priority, so
-//! none preempts another. EOImode is 1 on every CPU: [`CpuInterface::end`] drops the priority and
-//! [`CpuInterface::deactivate`], or the guest through a list register with HW = 1, makes the interrupt
+//! none preempts another. EOImode is 1 on every CPU: `CpuInterface::end` drops the priority and
+//! `CpuInterface::deactivate`, or the guest through a list register with HW = 1, makes the interrupt
 //! inactive. `arm-gic`'s own `init_cpu` sets EOImode 0 and is not used.
 
 use core::fmt::{self, Display, Formatter};

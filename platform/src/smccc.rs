@@ -34,7 +34,7 @@ impl Display for NoPsci {
     }
 }
 
-/// Firmware's PSCI, called by `C`: [`Firmware`] at EL2, a fake in tests.
+/// Firmware's PSCI, called by `C`: `Firmware` at EL2, a fake in tests.
 #[derive(Debug)]
 pub struct Psci<C>(PhantomData<C>);
 
