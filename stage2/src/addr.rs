@@ -267,8 +267,8 @@ pub const fn lcm(a: u64, b: u64) -> Option<u64> {
     }
 }
 
-/// A table of `count` entries, `None` if the heap has no room: its size comes from a device tree or a
-/// configuration, and a large one must not end the hypervisor.
+/// A table of `count` entries, `None` if the heap has no room: its size comes from a device tree or
+/// a configuration, and a large one must not end the hypervisor.
 pub(crate) fn try_filled<T: Clone>(entry: T, count: u64) -> Option<Vec<T>> {
     let count = usize::try_from(count).ok()?;
     let mut table = Vec::new();

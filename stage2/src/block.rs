@@ -38,7 +38,8 @@ pub enum BlockState {
 /// What happens to a tag block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BlockEvent {
-    /// Tag lines of the coverage are out of the caches and the block is scrubbed, for the first time.
+    /// Tag lines of the coverage are out of the caches and the block is scrubbed, for the first
+    /// time.
     Sweep,
     /// Begin to hold data.
     Lend,
@@ -159,7 +160,8 @@ mod tests {
         let one = Some(Reserved { users: 1 });
         #[rustfmt::skip]
         let table: [[Option<BlockState>; 9]; 9] = [
-            // Sweep,    Lend,       Return,     BeginEvict,     AbortEvict, Reserve, AddUser, DropUser, FinishScrub
+            // Sweep,    Lend,       Return,     BeginEvict,     AbortEvict, Reserve, AddUser,
+            // DropUser, FinishScrub
             [Some(Free), None,       None,       None,           None,       None,    None,    None,     None], // Unswept
             [None,       Some(Lent), None,       None,           None,       one,     None,    None,     None], // Free
             [None,       None,       Some(Free), Some(Evicting), None,       None,    None,    None,     None], // Lent

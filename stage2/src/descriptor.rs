@@ -38,8 +38,8 @@ pub enum Level {
     Three,
 }
 
-/// What a page is to the guest, as MemAttr\[3:0\] with HCR_EL2.FWB = 1. The encodings that take the guest's type
-/// are never used: a guest with its caches off would not be coherent with EL2.
+/// What a page is to the guest, as MemAttr\[3:0\] with HCR_EL2.FWB = 1. The encodings that take the
+/// guest's type are never used: a guest with its caches off would not be coherent with EL2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum MemAttr {

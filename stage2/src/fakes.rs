@@ -1,9 +1,10 @@
 //! A simulated machine for tests: what real hardware does to a hypervisor that leaves a step out.
 //!
-//! Tags live in the carve-out, so that a tag write changes data there and a data write changes tags; memory
-//! that nobody has written is garbage; TLB entries stay until they are invalidated, combined stage-1 and stage-2 entries
-//! until *they* are; an entry that was not published may not be seen. What a guest must never notice is
-//! kept as a [`BrokenRule`]; every step is kept in order as a [`Step`].
+//! Tags live in the carve-out, so that a tag write changes data there and a data write changes
+//! tags; memory that nobody has written is garbage; TLB entries stay until they are invalidated,
+//! combined stage-1 and stage-2 entries until *they* are; an entry that was not published may not
+//! be seen. What a guest must never notice is kept as a [`BrokenRule`]; every step is kept in order
+//! as a [`Step`].
 //!
 //! Nothing of this crate's own decoders is used here: a shared mistake would cancel out.
 
@@ -385,7 +386,8 @@ const fn garbage(pa: PhysAddr) -> u8 {
     (pa.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 | 0x11
 }
 
-/// Tag storage is interleaved inside a block, in stripes of 16 bytes: nobody may count on more than the block.
+/// Tag storage is interleaved inside a block, in stripes of 16 bytes: nobody may count on more than
+/// the block.
 const fn interleave(offset: u64, pages: u64) -> u64 {
     let (stripe, byte) = (offset / 16, offset % 16);
     stripe % pages * PAGE_SIZE + stripe / pages * 16 + byte

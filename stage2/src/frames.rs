@@ -101,8 +101,8 @@ pub struct Chunks {
     bytes: ChunkBytes,
 }
 
-/// Frames of a chunk in memory whose tag blocks cover `coverage` frames each; the smallest multiple of the
-/// coverage that is whole pieces, if that is not too large.
+/// Frames of a chunk in memory whose tag blocks cover `coverage` frames each; the smallest multiple
+/// of the coverage that is whole pieces, if that is not too large.
 fn chunk_frames(coverage: u64) -> u64 {
     match lcm(PIECE_FRAMES, coverage) {
         Some(frames) if frames <= MAX_ALIGNED_CHUNK => frames,
@@ -314,9 +314,9 @@ impl TableFrames {
         Self { runs: Vec::new() }
     }
 
-    /// Adds a run of DRAM that cannot have tags. To be called before [`add_fragment`](Self::add_fragment), as
-    /// runs are used in their order.
-    /// `None` if the heap has no room for a bit a frame.
+    /// Adds a run of DRAM that cannot have tags. To be called before
+    /// [`add_fragment`](Self::add_fragment), as runs are used in their order. `None` if the heap
+    /// has no room for a bit a frame.
     pub fn add_untaggable(&mut self, frames: FrameRange) -> Option<()> {
         self.push(frames, Source::Untaggable)
     }

@@ -1,33 +1,24 @@
-//! The memory of one VM: its RAM, its tables, and the two faults that fill and tag them. Lock rank: VM
-//! tables.
+//! The memory of one VM: its RAM, its tables, and the two faults that fill and tag them. Lock rank:
+//! VM tables.
 //!
-//! Each operation first looks, and takes all that it needs; it may fail there, and leaves no trace. Then it
-//! commits, and nothing in that part can fail.
+//! Each operation first looks, and takes all that it needs; it may fail there, and leaves no trace.
+//! Then it commits, and nothing in that part can fail.
 
-use alloc::vec::Vec;
 use core::fmt;
 
 use crate::account::{PageCounts, VmAccount, VmPeak};
-use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, try_filled};
+use crate::addr::{Frame, Ipa, PAGE_SIZE};
 use crate::block::BadTransition;
 use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
-use crate::frames::{ChunkId, NotOwned, Owner, PIECE_BYTES, PIECE_FRAMES, VmId};
+use crate::frames::{NotOwned, VmId};
+pub use crate::host::Policy;
+
 use crate::host::HostMemory;
 use crate::pool::TagHold;
 use crate::ports::{Hardware, TableMemory};
+use crate::ram::Ram;
 use crate::region::TAG_RATIO;
 use crate::tables::{Corrupt, Mapping, Missing, Position, Stage2Tables, Supplied, Vacant, Visit};
-
-/// When tag storage is reserved.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Policy {
-    /// The whole carve-out, for ever: today's machines, our baseline.
-    Static,
-    /// For a page at the guest's first access to it.
-    Eager,
-    /// For a page at the guest's first tag access to it (needs FEAT_MTE_PERM).
-    Lazy,
-}
 
 /// A VM to be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,8 +47,8 @@ pub enum MemError {
         /// Its length.
         bytes: u64,
     },
-    /// A static VM on a machine that is not, or the other way round: the whole carve-out is reserved for
-    /// all VMs or for none.
+    /// A static VM on a machine that is not, or the other way round: the whole carve-out is
+    /// reserved for all VMs or for none.
     StaticMismatch,
     /// The address is not of the VM's RAM.
     NotRam(Ipa),
@@ -234,22 +225,19 @@ impl GuestMemory {
         self.tables.lookup(memory, ipa)
     }
 
-    /// The frame where the page at `ipa` lives, or will live once touched; `None` if that is not yet decided.
+    /// The frame where the page at `ipa` lives, or will live once touched; `None` if that is not
+    /// yet decided.
     pub(crate) fn home(&self, ipa: Ipa) -> Option<Frame> {
         self.ram.home(ipa)
     }
 
     /// The host pieces behind its RAM, as far as decided.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Frame> {
-        self.ram
-            .slots
-            .iter()
-            .flatten()
-            .chain(&self.ram.spare)
-            .copied()
+        self.ram.pieces()
     }
 
-    /// Touches a page in the guest's name, as a loader does: mapped if it was not. Counts as an access.
+    /// Touches a page in the guest's name, as a loader does: mapped if it was not. Counts as an
+    /// access.
     pub fn populate(
         &mut self,
         host: &mut HostMemory,
@@ -343,8 +331,8 @@ impl GuestMemory {
         Ok(TagOutcome::Tagged)
     }
 
-    /// Takes all RAM away from the guest, as a reset does: each page is zero, and untouched, afterwards. The VM
-    /// keeps its chunks and its root table.
+    /// Takes all RAM away from the guest, as a reset does: each page is zero, and untouched,
+    /// afterwards. The VM keeps its chunks and its root table.
     ///
     /// # Errors
     /// Only a guarantee that was lost before; all that can be released has been.
@@ -489,148 +477,13 @@ fn free_tables(
     freed.map_or_else(MemError::from, |()| cause)
 }
 
-/// The RAM of a VM: which 2 MiB piece of host memory is behind each 2 MiB of guest addresses. Inside
-/// a piece both run in step, so that a block can be mapped as one later.
-#[derive(Debug)]
-struct Ram {
-    vm: VmId,
-    base: Ipa,
-    bytes: u64,
-    slots: Vec<Option<Frame>>,
-    /// Pieces of the VM's chunks that are behind no guest address yet.
-    spare: Vec<Frame>,
-}
-
-/// A frame for a page, and where its piece comes from.
-struct Place {
-    frame: Frame,
-    slot: usize,
-    piece: Piece,
-}
-
-/// Where a piece comes from.
-enum Piece {
-    /// It is behind its guest addresses already.
-    Settled,
-    /// The last of the spare ones.
-    Spare(Frame),
-    /// The first of a new chunk.
-    New(ChunkId, FrameRange),
-}
-
-impl Ram {
-    fn new(spec: GuestSpec) -> Option<Self> {
-        let first = spec.ram_base.get() / PIECE_BYTES;
-        let end = (spec.ram_base.get() + spec.ram_bytes).div_ceil(PIECE_BYTES);
-        Some(Self {
-            vm: spec.vm,
-            base: spec.ram_base,
-            bytes: spec.ram_bytes,
-            slots: try_filled(None, end - first)?,
-            spare: Vec::new(),
-        })
-    }
-
-    fn metadata_bytes(&self) -> u64 {
-        size_of_val(self.slots.as_slice()) as u64
-    }
-
-    /// The page of an address, if it is RAM.
-    fn page(&self, ipa: Ipa) -> Result<Ipa, MemError> {
-        match ipa.get().checked_sub(self.base.get()) {
-            Some(offset) if offset < self.bytes => Ok(ipa.page()),
-            _ => Err(MemError::NotRam(ipa)),
-        }
-    }
-
-    fn slot(&self, ipa: Ipa) -> usize {
-        (ipa.get() / PIECE_BYTES - self.base.get() / PIECE_BYTES) as usize
-    }
-
-    fn home(&self, ipa: Ipa) -> Option<Frame> {
-        let ipa = self.page(ipa).ok()?;
-        Some(frame_in((*self.slots.get(self.slot(ipa))?)?, ipa))
-    }
-
-    /// Finds a frame for a page of RAM, and takes a chunk if that needs one.
-    fn place(&mut self, host: &mut HostMemory, ipa: Ipa) -> Option<Place> {
-        let slot = self.slot(ipa);
-        let (base, piece) = match (*self.slots.get(slot)?, self.spare.last()) {
-            (Some(base), _) => (base, Piece::Settled),
-            (None, Some(&base)) => (base, Piece::Spare(base)),
-            (None, None) => {
-                let chunk = host.chunks.alloc(Owner::Vm(self.vm))?;
-                let frames = host.chunks.frames(chunk);
-                self.spare
-                    .reserve((frames.count / PIECE_FRAMES - 1) as usize);
-                (frames.start, Piece::New(chunk, frames))
-            }
-        };
-        Some(Place {
-            frame: frame_in(base, ipa),
-            slot,
-            piece,
-        })
-    }
-
-    /// Undoes [`place`](Self::place) for an operation that is refused; returns why it is refused.
-    fn give_back(&self, host: &mut HostMemory, place: Place, cause: MemError) -> MemError {
-        match place.piece {
-            Piece::Settled | Piece::Spare(_) => cause,
-            Piece::New(chunk, _) => {
-                let freed = host.chunks.free(chunk, Owner::Vm(self.vm));
-                freed.map_or_else(MemError::from, |()| cause)
-            }
-        }
-    }
-
-    /// Settles what [`place`](Self::place) found.
-    fn adopt(&mut self, place: Place) {
-        let base = match place.piece {
-            Piece::Settled => return,
-            Piece::Spare(base) => {
-                self.spare.pop();
-                base
-            }
-            Piece::New(_, frames) => {
-                let pieces = 1..frames.count / PIECE_FRAMES;
-                let pieces = pieces.map(|number| frames.start.plus(number * PIECE_FRAMES));
-                self.spare.extend(pieces.rev());
-                frames.start
-            }
-        };
-        if let Some(slot) = self.slots.get_mut(place.slot) {
-            *slot = Some(base);
-        }
-    }
-
-    /// Gives all chunks back.
-    fn release(&mut self, host: &mut HostMemory) -> Result<(), MemError> {
-        let owner = Owner::Vm(self.vm);
-        let mut result = Ok(());
-        for piece in self.slots.drain(..).flatten().chain(self.spare.drain(..)) {
-            // The first piece of a chunk that is met takes the others with it.
-            if let Some(chunk) = host.chunks.chunk_of(piece)
-                && host.chunks.owner(chunk) == owner
-            {
-                result = result.and(host.chunks.free(chunk, owner).map_err(MemError::from));
-            }
-        }
-        result
-    }
-}
-
-/// The frame of a page inside its 2 MiB piece.
-fn frame_in(piece: Frame, ipa: Ipa) -> Frame {
-    piece.plus(ipa.get() % PIECE_BYTES / PAGE_SIZE)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::addr::{PhysAddr, PhysRange};
     use crate::block::{BlockEvent, BlockState};
     use crate::fakes::SimMachine;
+    use crate::frames::PIECE_FRAMES;
     use crate::host::Layout;
     use crate::invariants;
     use crate::pool::BlockId;

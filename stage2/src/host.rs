@@ -1,5 +1,5 @@
-//! The machine's memory: tag blocks, chunks, table frames. No hidden global: whoever changes memory is
-//! handed this.
+//! The machine's memory: tag blocks, chunks, table frames. No hidden global: whoever changes memory
+//! is handed this.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -7,12 +7,22 @@ use core::fmt;
 use crate::account::{Ledger, MachineAccount};
 use crate::addr::{Frame, FrameRange, PAGE_SIZE, PhysRange};
 use crate::frames::{Chunks, NotOwned, Owner, PIECE_FRAMES, TableFrames};
-use crate::guest::Policy;
 use crate::pool::TagBlocks;
 use crate::region::{MemoryMap, TagRegion, subtract};
 
 /// Physical address bits that stage-2 tables reach without FEAT_LPA2.
 const PA_BITS: u32 = 48;
+
+/// When tag storage is reserved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// The whole carve-out, for ever: today's machines, our baseline.
+    Static,
+    /// For a page at the guest's first access to it.
+    Eager,
+    /// For a page at the guest's first tag access to it (needs FEAT_MTE_PERM).
+    Lazy,
+}
 
 /// The machine's memory, as discovered.
 #[derive(Clone, Debug)]
@@ -78,7 +88,8 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
-    /// Takes over the machine's memory. Nothing of it is touched: the work is in proportion to the number of ranges.
+    /// Takes over the machine's memory. Nothing of it is touched: the work is in proportion to the
+    /// number of ranges.
     pub fn new(layout: Layout) -> Result<Self, LayoutError> {
         check(&layout.memory, &layout.regions)?;
         let Layout {
@@ -189,8 +200,8 @@ impl HostMemory {
         }
     }
 
-    /// Makes this moment the one that [`highest`](Self::highest) tells: for the static policy, where
-    /// nothing is ever released, when the last VM has started.
+    /// Makes this moment the one that [`highest`](Self::highest) tells: for the static policy,
+    /// where nothing is ever released, when the last VM has started.
     pub fn snapshot_now(&mut self) {
         self.highest = Some(self.account());
         self.pinned = true;

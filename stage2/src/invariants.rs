@@ -99,8 +99,8 @@ impl Facts {
     }
 }
 
-/// Checks one page, in constant time: for use after each trap. `fresh_tags` says that the trap was the page's
-/// first tag access, so that its tags must be 0. Returns how many facts it checked.
+/// Checks one page, in constant time: for use after each trap. `fresh_tags` says that the trap was
+/// the page's first tag access, so that its tags must be 0. Returns how many facts it checked.
 pub fn check_page<H: TableMemory + TagCache>(
     host: &HostMemory,
     guest: &GuestMemory,
@@ -116,6 +116,7 @@ pub fn check_page<H: TableMemory + TagCache>(
     if fresh_tags && guest.has_tag_access(leaf) {
         facts.check(hw.tags_are_zero(leaf.frame), Violation::OldTags(ipa))?;
     }
+    check_sum(&mut facts, host)?;
     Ok(facts.0)
 }
 
@@ -153,7 +154,8 @@ fn check_leaf(
 ) -> Result<(), Violation> {
     let frame = leaf.frame;
     let not_owned = Violation::NotOwned { ipa, frame };
-    // Each VM has chunks of its own, and each piece of them has one place in it: so no frame is mapped twice.
+    // Each VM has chunks of its own, and each piece of them has one place in it: so no frame is
+    // mapped twice.
     facts.check(
         host.owner(frame) == Some(Owner::Vm(guest.spec().vm)),
         not_owned,
@@ -295,6 +297,10 @@ fn check_account(facts: &mut Facts, host: &HostMemory) -> Result<(), Violation> 
         chunks.tables,
     )?;
     facts.equal("frames of tables", host.tables.bytes().used, tables.used)?;
+    check_sum(facts, host)
+}
+
+fn check_sum(facts: &mut Facts, host: &HostMemory) -> Result<(), Violation> {
     let account = host.account();
     facts.equal(
         "discovered memory",

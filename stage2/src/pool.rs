@@ -1,7 +1,8 @@
 //! The tag blocks of all regions: who may use the carve-out, right now. Lock rank: block.
 //!
-//! A [`TagHold`] is the proof that a frame's tags have storage, [`TagsZeroed`] that they were zeroed in it, and
-//! only that can be mapped with tag access. So neither the reserve nor the zeroing can be left out.
+//! A [`TagHold`] is the proof that a frame's tags have storage, [`TagsZeroed`] that they were
+//! zeroed in it, and only that can be mapped with tag access. So neither the reserve nor the
+//! zeroing can be left out.
 
 use alloc::vec::Vec;
 
@@ -32,7 +33,8 @@ pub struct BlockBytes {
     pub lent: u64,
     /// Frames with tag access, in bytes of tagged memory, whose tags these carve-outs hold.
     pub live_tagged: u64,
-    /// The least that could be reserved for `live_tagged`: B * ceil(live / (32 * B)) of each region.
+    /// The least that could be reserved for `live_tagged`: B * ceil(live / (32 * B)) of each
+    /// region.
     pub least_reserved: u64,
 }
 
@@ -124,8 +126,8 @@ impl TagBlocks {
         self.tables.iter().map(|table| &table.region)
     }
 
-    /// The block that holds the tags of `frame`. `None`: the frame's tags, if it has any, live in storage that
-    /// software does not see, and nothing is ever to be reserved for them.
+    /// The block that holds the tags of `frame`. `None`: the frame's tags, if it has any, live in
+    /// storage that software does not see, and nothing is ever to be reserved for them.
     pub fn block_of(&self, frame: Frame) -> Option<BlockId> {
         self.find(|region| region.block_of(frame))
     }
@@ -222,9 +224,9 @@ impl TagBlocks {
         Ok(TagHold { frame, opened })
     }
 
-    /// Takes back the user that `frame` is of its block. No guest can reach the frame any more, or not
-    /// its tags. Cleans its tag lines while the block is still reserved; the last user leaves the
-    /// block scrubbed and free. Returns the bytes of tag storage given back.
+    /// Takes back the user that `frame` is of its block. No guest can reach the frame any more, or
+    /// not its tags. Cleans its tag lines while the block is still reserved; the last user leaves
+    /// the block scrubbed and free. Returns the bytes of tag storage given back.
     pub fn drop_user<H: TagCache + FrameCopy>(
         &mut self,
         hw: &mut H,
@@ -261,8 +263,8 @@ impl TagBlocks {
     }
 }
 
-/// Before a block becomes tag storage: its data lines go to memory and out of the caches, then the tag
-/// lines of its coverage, which speculation may have brought in, clean and stale.
+/// Before a block becomes tag storage: its data lines go to memory and out of the caches, then the
+/// tag lines of its coverage, which speculation may have brought in, clean and stale.
 fn maintain<H: TagCache>(hw: &mut H, region: &TagRegion, index: u32) {
     hw.clean_invalidate_data(region.storage(index));
     // Else a tag line could be fetched again before the data is in memory.
@@ -271,8 +273,8 @@ fn maintain<H: TagCache>(hw: &mut H, region: &TagRegion, index: u32) {
     hw.synchronize();
 }
 
-/// Before a block becomes ordinary memory: old tags leave the caches, then the block is zeroed in memory, as
-/// tags are secrets (S9).
+/// Before a block becomes ordinary memory: old tags leave the caches, then the block is zeroed in
+/// memory, as tags are secrets (S9).
 fn scrub<H: TagCache + FrameCopy>(hw: &mut H, region: &TagRegion, index: u32) {
     hw.clean_invalidate_tags(region.coverage(index));
     hw.synchronize();

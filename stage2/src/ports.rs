@@ -20,8 +20,8 @@ pub trait TableMemory {
 /// victim; the port loads its VTTBR_EL2, and restores the old one.
 pub trait Tlb {
     /// Drops what any CPU may hold of the page at `ipa`, and waits until no access through it is
-    /// under way: `DSB ISHST`, VTTBR_EL2 and `ISB`, `TLBI IPAS2E1IS`, `DSB ISH`, `TLBI VMALLE1IS` (for
-    /// combined stage-1 and stage-2 entries), `DSB ISH`, the erratum repeat.
+    /// under way: `DSB ISHST`, VTTBR_EL2 and `ISB`, `TLBI IPAS2E1IS`, `DSB ISH`, `TLBI VMALLE1IS`
+    /// (for combined stage-1 and stage-2 entries), `DSB ISH`, the erratum repeat.
     fn invalidate_page(&mut self, vmid: Vmid, root: Frame, ipa: Ipa);
     /// Drops all that any CPU holds of the VM, and waits: as above with `TLBI VMALLS12E1IS`.
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame);
@@ -30,7 +30,8 @@ pub trait Tlb {
 }
 
 /// Maintenance of tags and of data in tag storage. Tag operations go through EL2's Tagged map, data
-/// operations through its Untagged one. The calls do not wait: [`synchronize`](Self::synchronize) does.
+/// operations through its Untagged one. The calls do not wait: [`synchronize`](Self::synchronize)
+/// does.
 pub trait TagCache {
     /// Cleans and invalidates the data lines of `frames` to the point of coherency (`DC CIVAC`).
     fn clean_invalidate_data(&mut self, frames: FrameRange);

@@ -1,7 +1,7 @@
 //! Tag regions: which DRAM holds the tags of which DRAM, in which blocks.
 //!
-//! A [`TagRegion`] exists only if its description is sound in every respect; else the whole region is
-//! refused, and its carve-out must go to [`MemoryMap::occupied`] as [`Occupant::StaticTags`].
+//! A [`TagRegion`] exists only if its description is sound in every respect; else the whole region
+//! is refused, and its carve-out must go to [`MemoryMap::occupied`] as [`Occupant::StaticTags`].
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -182,8 +182,8 @@ pub struct TagRegion {
 }
 
 impl TagRegion {
-    /// Checks `desc` against the machine's memory and against `others`, the other regions that the device
-    /// tree describes, sound or not.
+    /// Checks `desc` against the machine's memory and against `others`, the other regions that the
+    /// device tree describes, sound or not.
     pub fn new(
         desc: &TagRegionDesc,
         memory: &MemoryMap,
@@ -243,7 +243,8 @@ impl TagRegion {
         self.blocks
     }
 
-    /// Frames of tagged memory that a block covers: 32 times its own. The last block may cover less.
+    /// Frames of tagged memory that a block covers: 32 times its own. The last block may cover
+    /// less.
     pub const fn coverage_frames(&self) -> u64 {
         self.block_frames * TAG_RATIO
     }

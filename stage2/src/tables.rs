@@ -148,8 +148,8 @@ impl Stage2Tables {
         None
     }
 
-    /// Walks to `ipa`'s page. An address of more than [`IPA_BITS`] bits is an error of the caller, and
-    /// reported as corruption of the root.
+    /// Walks to `ipa`'s page. An address of more than [`IPA_BITS`] bits is an error of the caller,
+    /// and reported as corruption of the root.
     pub fn walk(&mut self, memory: &impl TableMemory, ipa: Ipa) -> Result<Position<'_>, Corrupt> {
         let mut table = self.root;
         for level in [Level::One, Level::Two, Level::Three] {

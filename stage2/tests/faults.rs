@@ -1,4 +1,5 @@
-//! The faults, step by step: the order that hardware sees, what a refusal leaves behind, and the figures.
+//! The faults, step by step: the order that hardware sees, what a refusal leaves behind, and the
+//! figures.
 
 #![allow(
     clippy::unwrap_used,
@@ -376,32 +377,21 @@ fn ram_need_not_start_or_end_on_2_mib() {
     assert_eq!(host.account(), board.host(Policy::Lazy).account());
 }
 
-/// Takes all table frames but `left`.
-fn leave_tables(world: &mut World, left: usize) -> Vec<Frame> {
-    let mut taken: Vec<Frame> = std::iter::from_fn(|| world.host.alloc_table_page()).collect();
-    for _ in 0..left {
-        world.host.free_table_page(taken.pop().unwrap()).unwrap();
-    }
-    taken
-}
-
 #[test]
 fn a_refusal_for_want_of_frames_leaves_no_trace() {
     for policy in [Policy::Lazy, Policy::Eager] {
         // No table at all; one of the two that a first page needs; tables, and no chunk.
         for left in [0, 1, 2] {
             let mut world = world(true, policy);
-            let taken = leave_tables(&mut world, left);
-            let before = (world.host.account(), world.vm(0).memory.account());
+            let taken = world.leave_tables(left);
+            let before = world.figures(0);
             for _ in 0..3 {
                 assert_eq!(access(&mut world, page(0)), Err(MemError::NoMemory));
                 assert_eq!(world.sim.take_log(), [], "no step on the machine");
-                let after = (world.host.account(), world.vm(0).memory.account());
+                let after = world.figures(0);
                 assert_eq!(after, before, "{policy:?}, {left} tables left");
             }
-            taken
-                .into_iter()
-                .for_each(|table| world.host.free_table_page(table).unwrap());
+            world.free_tables(taken);
             world.store(0, page(0), 1).unwrap();
             world.check();
         }
@@ -411,7 +401,7 @@ fn a_refusal_for_want_of_frames_leaves_no_trace() {
 #[test]
 fn no_vm_is_made_without_a_frame_for_its_root() {
     let mut world = World::new(&board(), Policy::Lazy);
-    let taken = leave_tables(&mut world, 0);
+    let taken = world.leave_tables(0);
     let before = world.host.account();
     assert_eq!(
         world.create(0, MIB, true, Policy::Lazy),
@@ -424,7 +414,7 @@ fn no_vm_is_made_without_a_frame_for_its_root() {
 #[test]
 fn tables_never_live_in_tag_storage_and_use_untaggable_dram_first() {
     let mut world = World::new(&board(), Policy::Lazy);
-    let tables = leave_tables(&mut world, 0);
+    let tables = world.leave_tables(0);
     let untaggable = FrameRange::new(storage().end().plus(63), 16);
     assert!(tables[..16].iter().all(|&table| untaggable.contains(table)));
     assert!(
@@ -584,7 +574,7 @@ fn memory_that_firmware_holds_is_given_to_nobody() {
             "the chunk with a hole"
         );
     }
-    let tables = leave_tables(&mut world, 0);
+    let tables = world.leave_tables(0);
     assert!(
         tables.contains(&frame(BASE + 2 * MIB + PAGE_SIZE)),
         "its rest serves tables"

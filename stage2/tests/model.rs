@@ -21,6 +21,8 @@ enum Op {
     Store(u64, u8),
     Ldg(u64),
     Stg(u64, u8),
+    /// A store while only so many frames for tables are left, and no chunk.
+    Squeezed(u64, usize),
     Reset,
     Destroy,
 }
@@ -53,6 +55,7 @@ fn ops() -> impl Strategy<Value = Vec<(usize, Op)>> {
         6 => (address(), 1..=255_u8).prop_map(|(at, value)| Op::Store(at, value)),
         4 => address().prop_map(Op::Ldg),
         6 => (address(), 1..16_u8).prop_map(|(at, tag)| Op::Stg(at, tag)),
+        2 => (address(), 0..3_usize).prop_map(|(at, left)| Op::Squeezed(at, left)),
         1 => Just(Op::Reset),
         1 => Just(Op::Destroy),
     ];
@@ -84,6 +87,16 @@ fn step(world: &mut World, slot: usize, op: Op) -> Result<(), MemError> {
         Op::Store(offset, value) => world.store(slot, at(offset), value),
         Op::Ldg(offset) => world.ldg(slot, at(offset)),
         Op::Stg(offset, tag) => world.stg(slot, at(offset), tag),
+        Op::Squeezed(offset, left) => {
+            let taken = world.leave_tables(left);
+            let before = world.figures(slot);
+            let result = world.store(slot, at(offset), 0x5a);
+            if result.is_err() {
+                assert_eq!(world.figures(slot), before, "a refusal leaves no trace");
+            }
+            world.free_tables(taken);
+            result
+        }
         Op::Reset => {
             world.reset(slot);
             Ok(())
@@ -96,7 +109,11 @@ fn step(world: &mut World, slot: usize, op: Op) -> Result<(), MemError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 64,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn guests_see_their_own_data_and_tags_and_every_invariant_holds(

@@ -348,7 +348,11 @@ fn any_desc() -> impl Strategy<Value = TagRegionDesc> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn no_description_panics_and_what_is_accepted_is_sound(

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use stage2::account::{MachineAccount, VmAccount};
 use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use stage2::block::BlockState;
 use stage2::descriptor::Vmid;
@@ -51,7 +52,8 @@ pub struct Board {
 }
 
 impl Board {
-    /// Tagged memory of each length in `tagged`, one region each, then their carve-outs, then 64 KiB without tags.
+    /// Tagged memory of each length in `tagged`, one region each, then their carve-outs, then 64
+    /// KiB without tags.
     pub fn new(tagged: &[u64], block_size: u32) -> Self {
         let total: u64 = tagged.iter().sum();
         let block = (1..)
@@ -297,6 +299,29 @@ impl World {
         Ok(())
     }
 
+    /// Takes all frames that tables could have, but `left` of them.
+    pub fn leave_tables(&mut self, left: usize) -> Vec<Frame> {
+        let mut taken: Vec<Frame> = std::iter::from_fn(|| self.host.alloc_table_page()).collect();
+        for _ in 0..left.min(taken.len()) {
+            self.host.free_table_page(taken.pop().unwrap()).unwrap();
+        }
+        taken
+    }
+
+    pub fn free_tables(&mut self, tables: Vec<Frame>) {
+        tables
+            .into_iter()
+            .for_each(|table| self.host.free_table_page(table).unwrap());
+    }
+
+    /// All that is counted of the machine and of one VM.
+    pub fn figures(&self, slot: usize) -> (MachineAccount, VmAccount) {
+        (
+            self.host.account(),
+            self.vms[slot].as_ref().unwrap().memory.account(),
+        )
+    }
+
     pub fn reset(&mut self, slot: usize) {
         let vm = self.vms[slot].as_mut().unwrap();
         vm.memory.reset(&mut self.host, &mut self.sim).unwrap();
@@ -365,8 +390,8 @@ impl World {
         }
     }
 
-    /// Blocks that hold no tags hold somebody's data, which nothing may change; and one that was just
-    /// released is zero in memory (S9).
+    /// Blocks that hold no tags hold somebody's data, which nothing may change; and one that was
+    /// just released is zero in memory (S9).
     fn check_canaries(&mut self) {
         for (block, frames) in &self.canaries {
             match self.host.blocks().state(*block) {
