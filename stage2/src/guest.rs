@@ -11,12 +11,11 @@ use crate::addr::{Frame, Ipa, PAGE_SIZE};
 use crate::block::BadTransition;
 use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
 use crate::frames::{NotOwned, VmId};
-pub use crate::host::Policy;
-
 use crate::host::HostMemory;
+pub use crate::host::Policy;
 use crate::pool::TagHold;
 use crate::ports::{Hardware, TableMemory};
-use crate::ram::Ram;
+use crate::ram::{Place, Ram};
 use crate::region::TAG_RATIO;
 use crate::tables::{Corrupt, Mapping, Missing, Position, Stage2Tables, Supplied, Vacant, Visit};
 
@@ -212,7 +211,7 @@ impl GuestMemory {
 
     /// Whether a page mapped as `leaf` can use its tags.
     pub fn has_tag_access(&self, leaf: Leaf) -> bool {
-        self.tag_use != TagUse::Never && leaf.attr == MemAttr::WriteBack
+        self.tag_use.tagged(leaf)
     }
 
     /// The frame behind a guest address, if the guest has touched its page.
@@ -225,15 +224,9 @@ impl GuestMemory {
         self.tables.lookup(memory, ipa)
     }
 
-    /// The frame where the page at `ipa` lives, or will live once touched; `None` if that is not
-    /// yet decided.
-    pub(crate) fn home(&self, ipa: Ipa) -> Option<Frame> {
-        self.ram.home(ipa)
-    }
-
-    /// The host pieces behind its RAM, as far as decided.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = Frame> {
-        self.ram.pieces()
+    /// Which host memory is behind its RAM.
+    pub(crate) const fn ram(&self) -> &Ram {
+        &self.ram
     }
 
     /// Touches a page in the guest's name, as a loader does: mapped if it was not. Counts as an
@@ -263,36 +256,25 @@ impl GuestMemory {
             Position::Vacant(vacant) => Gap::Page(vacant),
             Position::Missing(missing) => Gap::supply(missing, host)?,
         };
-        let place = match self.ram.place(host, ipa) {
-            Some(place) => place,
-            None => return Err(gap.give_back(host, MemError::NoMemory)),
-        };
-        let frame = place.frame;
-        let hold = match self.tag_use {
-            TagUse::AtAccess => match host.blocks.hold(hw, frame) {
-                Ok(hold) => Some(hold),
-                Err(bad) => {
-                    let cause = gap.give_back(host, bad.into());
-                    return Err(self.ram.give_back(host, place, cause));
-                }
-            },
-            TagUse::Never | TagUse::AtTagAccess => None,
+        let (place, hold) = match place_and_hold(&mut self.ram, host, hw, (ipa, self.tag_use)) {
+            Ok(taken) => taken,
+            Err(cause) => return Err(gap.give_back(host, cause)),
         };
 
+        let frame = place.frame;
         self.ram.adopt(place);
         hw.zero(frame);
-        let vacant = gap.fill(host, hw);
         match hold {
             Some(hold) => {
                 let opened = hold.opened();
                 let zeroed = hold.zero_tags(hw);
-                vacant.make(hw, Mapping::Tagged(zeroed));
+                gap.fill(host, hw).make(hw, Mapping::Tagged(zeroed));
                 self.count_tagged(opened);
             }
             None => {
                 // Another vCPU must not see the page before the zeroes.
                 hw.synchronize();
-                vacant.make(hw, self.tag_use.untagged(frame));
+                gap.fill(host, hw).make(hw, self.tag_use.untagged(frame));
                 self.no_tag_access += 1;
             }
         }
@@ -319,7 +301,7 @@ impl GuestMemory {
             mapped.refresh(hw);
             return Ok(TagOutcome::Spurious);
         }
-        let hold: TagHold = host.blocks.hold(hw, mapped.leaf().frame)?;
+        let hold = host.blocks.hold(hw, mapped.leaf().frame)?;
 
         let opened = hold.opened();
         let broken = mapped.break_leaf(hw);
@@ -430,6 +412,23 @@ impl TagUse {
             Self::Never => Mapping::WithoutMte(frame),
             Self::AtAccess | Self::AtTagAccess => Mapping::NoTagAccess(frame),
         }
+    }
+}
+
+/// Takes a frame for a page, and storage for its tags if it is to have tag access at once.
+fn place_and_hold(
+    ram: &mut Ram,
+    host: &mut HostMemory,
+    hw: &mut impl Hardware,
+    (ipa, tag_use): (Ipa, TagUse),
+) -> Result<(Place, Option<TagHold>), MemError> {
+    let place = ram.place(host, ipa).ok_or(MemError::NoMemory)?;
+    if tag_use != TagUse::AtAccess {
+        return Ok((place, None));
+    }
+    match host.blocks.hold(hw, place.frame) {
+        Ok(hold) => Ok((place, Some(hold))),
+        Err(bad) => Err(ram.give_back(host, place, bad.into())),
     }
 }
 

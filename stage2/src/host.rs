@@ -43,6 +43,8 @@ pub enum LayoutError {
     Overlap(PhysRange),
     /// Two tag regions share memory.
     RegionsOverlap(FrameRange),
+    /// A tag region that was checked against other memory than this.
+    RegionOutsideDram(FrameRange),
     /// DRAM beyond what stage-2 tables reach.
     TooHigh(PhysRange),
     /// The heap has no room for the tables that memory needs: about 1 byte for 32 KiB.
@@ -56,6 +58,13 @@ impl fmt::Display for LayoutError {
             Self::NoHeap => write!(f, "the heap has no room for the tables of so much memory"),
             Self::RegionsOverlap(frames) => {
                 write!(f, "two tag regions share {:#x}", frames.start.addr())
+            }
+            Self::RegionOutsideDram(frames) => {
+                write!(
+                    f,
+                    "the carve-out at {:#x} is not all DRAM",
+                    frames.start.addr()
+                )
             }
             Self::TooHigh(range) => {
                 write!(
@@ -260,7 +269,11 @@ fn check(memory: &MemoryMap, regions: &[TagRegion]) -> Result<(), LayoutError> {
             return Err(LayoutError::Overlap(dram.range));
         }
     }
+    let dram = || memory.dram.iter().map(|dram| dram.range.inner_frames());
     for (number, region) in regions.iter().enumerate() {
+        if !subtract(alloc::vec![region.tags()], dram()).is_empty() {
+            return Err(LayoutError::RegionOutsideDram(region.tags()));
+        }
         let ours = [region.tags(), region.tagged()];
         let theirs = regions
             .iter()

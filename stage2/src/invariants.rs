@@ -160,7 +160,7 @@ fn check_leaf(
         host.owner(frame) == Some(Owner::Vm(guest.spec().vm)),
         not_owned,
     )?;
-    facts.check(guest.home(ipa) == Some(frame), not_owned)?;
+    facts.check(guest.ram().home(ipa) == Some(frame), not_owned)?;
     if let Some(block) = host.blocks.storage_of(frame) {
         facts.check(false, Violation::StorageMapped { ipa, block })?;
     }
@@ -207,7 +207,7 @@ fn check_guest<H: TableMemory>(
         result = result.and(checked);
     });
     result?;
-    let mut pieces: Vec<Frame> = guest.pieces().collect();
+    let mut pieces: Vec<Frame> = guest.ram().pieces().collect();
     let settled = pieces.len() as u64;
     pieces.sort_unstable();
     pieces.dedup();

@@ -309,6 +309,19 @@ fn memory_described_twice_or_too_high_is_refused() {
     );
     let board = Board::new(&[8 * MIB], 0x1000);
     let regions = vec![board.regions().remove(0), board.regions().remove(0)];
+    let other = MemoryMap {
+        dram: vec![dram(BASE, 8 * MIB)],
+        occupied: Vec::new(),
+    };
+    let layout = Layout {
+        memory: other,
+        regions: board.regions(),
+        policy: Policy::Lazy,
+    };
+    assert!(matches!(
+        HostMemory::new(layout),
+        Err(LayoutError::RegionOutsideDram(_))
+    ));
     let layout = Layout {
         memory: board.memory,
         regions,
