@@ -4,11 +4,12 @@
 //! ever. `reclaimed = carve_out - reserved - offline`; `net` takes off what the reclaiming itself costs; `ideal` is what a
 //! perfect placement of the live tagged pages would leave. All sizes are bytes. [`VERSION`] counts changes of the format.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 /// Version of the JSON format: keys are only added within one version.
 pub const VERSION: u32 = 1;
@@ -92,7 +93,7 @@ pub struct CarveOut {
     /// What a perfect placement would reclaim; none where tag access is not tag use (eager, static).
     pub ideal_bytes: Option<u64>,
     /// `reclaimed_bytes / ideal_bytes`.
-    pub efficiency: Option<f64>,
+    pub efficiency: Option<Ratio>,
 }
 
 /// Memory that tagvisor itself takes.
@@ -233,16 +234,31 @@ pub struct Invariants {
     pub broken: u64,
 }
 
-/// Divides to six decimals; none if there is nothing to divide by.
-#[must_use]
-pub fn ratio(part: u64, whole: u64) -> Option<f64> {
-    let millionths =
-        (u128::from(part) * 1_000_000 + u128::from(whole) / 2).checked_div(u128::from(whole))?;
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "at most a few millions, by construction near one million"
-    )]
-    Some(millionths as f64 / 1e6)
+/// A ratio in millionths. JSON gets a decimal number; EL2 has no use for floating point otherwise, nor for its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ratio(pub u64);
+
+impl Ratio {
+    /// Divides, rounding down; none if there is nothing to divide by.
+    #[must_use]
+    pub fn new(part: u64, whole: u64) -> Option<Self> {
+        let millionths = (u128::from(part) * 1_000_000).checked_div(u128::from(whole))?;
+        u64::try_from(millionths).ok().map(Self)
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+    }
+}
+
+impl Serialize for Ratio {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.to_string())
+            .map_err(serde::ser::Error::custom)?
+            .serialize(serializer)
+    }
 }
 
 impl Report {
@@ -399,5 +415,145 @@ impl fmt::Display for Percent {
             .checked_div(u128::from(self.1))
             .unwrap_or(0);
         write!(f, "{}.{:02} %", hundredths / 100, hundredths % 100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let at_peak = CarveOut {
+            carve_out_bytes: 62 << 20,
+            reserved_bytes: 1 << 20,
+            free_bytes: 61 << 20,
+            reclaimed_bytes: 61 << 20,
+            net_reclaimed_bytes: -4096,
+            ideal_bytes: Some(61 << 20),
+            efficiency: Ratio::new(61, 61),
+            ..CarveOut::default()
+        };
+        Report {
+            version: VERSION,
+            policy: "lazy",
+            machine: MachineInfo {
+                memory_bytes: 2 << 30,
+                cpus: 2,
+                mte: 3,
+                mte_perm: true,
+            },
+            regions: Vec::from([RegionInfo {
+                base: 0xbc00_0000,
+                bytes: 62 << 20,
+                tagged_base: 0x4000_0000,
+                tagged_bytes: 0x7c00_0000,
+                block_bytes: 4096,
+                blocks: 15872,
+            }]),
+            now: CarveOut {
+                efficiency: None,
+                ideal_bytes: None,
+                ..at_peak.clone()
+            },
+            at_peak,
+            hypervisor: Footprint::default(),
+            vms: Vec::from([VmInfo {
+                name: "a".into(),
+                end: Some(End::OverBudget),
+                ..VmInfo::default()
+            }]),
+            invariants: Invariants {
+                checked: 5,
+                broken: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_documented_keys() {
+        let json: serde_json::Value = serde_json::from_str(&report().json().unwrap()).unwrap();
+        let machine_keys = [
+            "carve_out_bytes",
+            "reserved_bytes",
+            "lent_bytes",
+            "free_bytes",
+            "offline_bytes",
+            "untaggable_bytes",
+            "peak_lent_bytes",
+            "reclaimed_bytes",
+            "net_reclaimed_bytes",
+            "ideal_bytes",
+            "efficiency",
+        ];
+        for key in machine_keys {
+            assert!(json.get(key).is_some(), "{key}");
+            assert!(json["final"].get(key).is_some(), "final.{key}");
+        }
+        for key in [
+            "version",
+            "policy",
+            "machine",
+            "regions",
+            "hypervisor",
+            "vms",
+            "invariants",
+            "final",
+        ] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        for key in [
+            "name",
+            "mte",
+            "policy",
+            "vcpus",
+            "memory_bytes",
+            "resident_bytes",
+            "pages",
+            "reserved_bytes",
+            "static_cost_bytes",
+            "reclaimed_bytes",
+            "tag_faults",
+            "moves",
+            "evictions_caused",
+            "evictions_suffered",
+            "exits",
+            "peak",
+            "end",
+        ] {
+            assert!(json["vms"][0].get(key).is_some(), "vms[0].{key}");
+        }
+        assert_eq!(json["vms"][0]["end"], "over_budget");
+        assert_eq!(json["efficiency"], 1.0);
+        assert_eq!(json["net_reclaimed_bytes"], -4096);
+        assert!(json["final"]["efficiency"].is_null());
+    }
+
+    #[test]
+    fn ratios_round_down_and_never_say_more_than_there_is() {
+        assert_eq!(Ratio::new(2, 3).unwrap().to_string(), "0.666666");
+        assert_eq!(
+            Ratio::new(999_999_999, 1_000_000_000).unwrap().to_string(),
+            "0.999999"
+        );
+        assert_eq!(Ratio::new(1, 0), None);
+        assert_eq!(
+            Ratio::new(u64::MAX, u64::MAX).unwrap().to_string(),
+            "1.000000"
+        );
+    }
+
+    #[test]
+    fn the_table_names_each_vm_and_what_was_reclaimed() {
+        let text = report().to_string();
+        assert!(
+            text.contains("reclaimed                 61.0 MiB  98.38 %"),
+            "{text}"
+        );
+        assert!(text.contains("over_budget"), "{text}");
+        let without = Report {
+            regions: Vec::new(),
+            ..report()
+        };
+        assert!(without.to_string().contains("no tag region"));
     }
 }

@@ -23,7 +23,7 @@ use crate::devices::vtimer::{deadline, level};
 use crate::exit::{Env, Failure, Next, PHYSICAL_TIMER_INTID, handle};
 use crate::output::{CONSOLE, line};
 use crate::report::{
-    CarveOut, End, Footprint, Invariants, MachineInfo, RegionInfo, Report, VERSION, VmInfo,
+    CarveOut, End, Footprint, Invariants, MachineInfo, Ratio, RegionInfo, Report, VERSION, VmInfo,
 };
 use crate::traps::esr::{Esr, Exit, Syndrome};
 use crate::vm::{Board, Images, StartError, Vm, policy_name};
@@ -643,9 +643,7 @@ impl Hypervisor {
             reclaimed_bytes: account.reclaimed,
             net_reclaimed_bytes: account.net_reclaimed,
             ideal_bytes: account.ideal,
-            efficiency: account
-                .ideal
-                .and_then(|ideal| crate::report::ratio(account.reclaimed, ideal)),
+            efficiency: account.efficiency_millionths().map(Ratio),
         };
         let (highest, now) = (self.host.highest(), self.host.account());
         Report {

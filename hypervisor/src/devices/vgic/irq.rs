@@ -49,7 +49,7 @@ pub(super) struct Irq {
     /// Who has it active or in a list register.
     owner: u8,
     /// In whose queue it waits for a list register.
-    pub(super) queued: u8,
+    queued: u8,
 }
 
 /// What a write to the physical GIC has to deactivate, if anything: the INTID there.
@@ -117,6 +117,12 @@ impl Irq {
         self.has(HARDWARE)
     }
 
+    /// Says whether the interrupt was placed pending, backed by a physical one, and not touched since.
+    pub(super) const fn is_held_hardware(&self) -> bool {
+        const ALL: u16 = IN_LR | HELD | HARDWARE;
+        self.flags & (ALL | LATCH | ACTIVE) == ALL
+    }
+
     pub(super) const fn priority(&self) -> u8 {
         self.priority
     }
@@ -144,6 +150,18 @@ impl Irq {
     /// Says whether the distributor forwards the interrupt: pending, enabled, and its group enabled.
     pub(super) const fn is_deliverable(&self, ctlr: u32) -> bool {
         self.has(ENABLED) && self.is_pending() && ctlr >> (self.has(GROUP1) as u32) & 1 != 0
+    }
+
+    /// Moves the interrupt, which is not resident, to the queue of its home if it wants a list register, else to none.
+    /// Returns the queue it was in and the one where it belongs.
+    pub(super) const fn requeue(&mut self, ctlr: u32) -> (u8, u8) {
+        let before = self.queued;
+        self.queued = if self.wants_list_register(ctlr) {
+            self.home()
+        } else {
+            NOWHERE
+        };
+        (before, self.queued)
     }
 
     pub(super) const fn enable(&mut self, on: bool) {
@@ -225,24 +243,23 @@ impl Irq {
 
     /// Takes the interrupt out of a list register that now reads `lr`.
     pub(super) const fn fold(&mut self, lr: u64) -> Deactivate {
-        let pending = lr & list::PENDING != 0 && self.has(HELD);
-        let active = lr & list::ACTIVE != 0 && !self.has(DROP_ACTIVE) || self.has(TAKE_ACTIVE);
-        let acknowledged = active && (!self.has(ACTIVE) || self.has(ACKNOWLEDGED));
-        self.flags &= !(IN_LR | HELD | ACTIVE | DROP_ACTIVE | TAKE_ACTIVE | ACKNOWLEDGED);
-        if pending {
-            self.flags |= LATCH;
+        const RESIDENT: u16 =
+            IN_LR | HELD | ACTIVE | DROP_ACTIVE | TAKE_ACTIVE | ACKNOWLEDGED | AGAIN;
+        let was = self.flags;
+        let mut now = was & !RESIDENT;
+        if lr & list::PENDING != 0 && was & HELD != 0 {
+            now |= LATCH;
         }
-        if active {
-            self.flags |= ACTIVE;
+        if lr & list::ACTIVE != 0 && was & DROP_ACTIVE == 0 || was & TAKE_ACTIVE != 0 {
+            now |= ACTIVE;
+            if was & (ACTIVE | ACKNOWLEDGED) != ACTIVE {
+                now |= ACKNOWLEDGED;
+            }
         }
-        if acknowledged {
-            self.flags |= ACKNOWLEDGED;
+        if lr & (list::HARDWARE | list::STATE) == list::HARDWARE && was & AGAIN == 0 {
+            now &= !HARDWARE;
         }
-        let deactivated = lr & (list::HARDWARE | list::STATE) == list::HARDWARE;
-        if deactivated && !self.has(AGAIN) {
-            self.flags &= !HARDWARE;
-        }
-        self.flags &= !AGAIN;
+        self.flags = now;
         self.release_hardware()
     }
 
@@ -278,6 +295,7 @@ impl Irq {
         }
         self.flags |= IN_LR;
         self.owner = vcpu;
+        self.queued = NOWHERE;
         lr
     }
 }

@@ -86,4 +86,14 @@ impl ListRegisters {
         let used = usize::from(self.used).min(MAX_LIST_REGISTERS);
         self.lr.get_mut(..used).unwrap_or_default()
     }
+
+    /// Returns what to write to a list register that reads `lr`, to signal its physical interrupt again; `None` unless
+    /// the guest has deactivated it. For the one that [`Vgic::hw_ppi_slot`](super::Vgic::hw_ppi_slot) names.
+    pub const fn rearm(lr: u64) -> Option<u64> {
+        if lr & (HARDWARE | STATE) == HARDWARE {
+            Some(lr | PENDING)
+        } else {
+            None
+        }
+    }
 }

@@ -131,6 +131,11 @@ impl Bank {
         }
     }
 
+    /// Notes that the physical PPI `physical` is to be deactivated by software.
+    fn owe(&mut self, physical: u16) {
+        self.deactivations |= 1_u32.checked_shl(physical.into()).unwrap_or(0);
+    }
+
     /// Says whether `irq` would be signalled to the virtual CPU, whatever its PSTATE and running priority.
     fn would_signal(&self, irq: &Irq, ctlr: u32) -> bool {
         let group = if irq.is_group1() {
@@ -219,6 +224,7 @@ impl Vgic {
     }
 
     fn set_level(&mut self, vcpu: usize, intid: u16, high: bool) {
+        let ctlr = self.ctlr;
         let Some(irq) = self.irq_mut(vcpu, intid) else {
             return;
         };
@@ -230,7 +236,8 @@ impl Vgic {
             // A line that falls under a guest's feet can wait for its next exit; a new edge cannot.
             self.mark(owner, high);
         } else {
-            self.refresh(vcpu, intid);
+            let (before, home) = irq.requeue(ctlr);
+            self.move_queues(intid, before, home);
         }
     }
 
@@ -336,34 +343,27 @@ impl Vgic {
 
     /// Changes an interrupt and draws the consequences: queues, stale list registers, physical deactivation.
     fn change(&mut self, vcpu: usize, intid: u16, change: impl FnOnce(&mut Irq) -> Deactivate) {
-        let Some(irq) = self.irq_mut(vcpu, intid) else {
-            return;
-        };
-        let deactivate = change(irq);
-        let owner = irq.is_resident().then_some(irq.owner());
-        if let Some(physical) = deactivate
-            && let Some(bank) = self.banks.get_mut(vcpu)
-        {
-            bank.deactivations |= 1_u32.checked_shl(physical.into()).unwrap_or(0);
-        }
-        match owner {
-            Some(owner) => self.mark(owner, true),
-            None => self.refresh(vcpu, intid),
-        }
-    }
-
-    /// Puts an interrupt into the queue where it belongs, if any, and out of any other.
-    fn refresh(&mut self, vcpu: usize, intid: u16) {
         let ctlr = self.ctlr;
         let Some(irq) = self.irq_mut(vcpu, intid) else {
             return;
         };
-        let home = if irq.wants_list_register(ctlr) {
-            irq.home()
+        let deactivate = change(irq);
+        if irq.is_resident() {
+            let owner = irq.owner();
+            self.mark(owner, true);
         } else {
-            NOWHERE
-        };
-        let before = core::mem::replace(&mut irq.queued, home);
+            let (before, home) = irq.requeue(ctlr);
+            self.move_queues(intid, before, home);
+        }
+        if let Some(physical) = deactivate
+            && let Some(bank) = self.banks.get_mut(vcpu)
+        {
+            bank.owe(physical);
+        }
+    }
+
+    /// Puts an interrupt into the queue where it belongs, if any, and out of any other.
+    fn move_queues(&mut self, intid: u16, before: u8, home: u8) {
         if before != home
             && let Some(bank) = self.banks.get_mut(usize::from(before))
         {
@@ -372,7 +372,8 @@ impl Vgic {
         if let Some(bank) = self.banks.get_mut(usize::from(home)) {
             bank.queue.insert(intid);
             // Even if it waited there before: it may have become the most urgent one.
-            self.mark(home, true);
+            self.stale |= 1 << home;
+            self.kicks |= 1 << home;
         }
     }
 

@@ -33,6 +33,34 @@ impl Queue {
         }
     }
 
+    /// Takes out the lowest INTID.
+    pub(super) fn pop(&mut self) -> Option<u16> {
+        let index = self.summary.trailing_zeros() as usize;
+        let word = self.words.get_mut(index)?;
+        let bit = word.trailing_zeros();
+        *word &= word.wrapping_sub(1);
+        if *word == 0 {
+            self.summary &= self.summary.wrapping_sub(1);
+        }
+        Some((index as u32 * 64 + bit) as u16)
+    }
+
+    /// Says whether there are more than `limit` in the set.
+    pub(super) fn exceeds(&self, limit: usize) -> bool {
+        let mut count = 0;
+        for index in Bits(u64::from(self.summary)) {
+            let word = self.words.get(usize::from(index)).copied();
+            let word = word.unwrap_or(0);
+            // Most often there is one, and no need to count.
+            count += if word & word.wrapping_sub(1) == 0 {
+                1
+            } else {
+                word.count_ones() as usize
+            };
+        }
+        count > limit
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         Bits(u64::from(self.summary)).flat_map(|index| {
             let word = self.words.get(usize::from(index)).copied();

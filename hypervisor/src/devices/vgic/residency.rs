@@ -1,11 +1,11 @@
 //! Interrupts into the list registers before a guest is entered, and back out of them.
 
-use super::Vgic;
 use super::irq::NOWHERE;
 use super::list::{
     HCR_EN, HCR_EOICOUNT_SHIFT, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegisters, VMCR_EOIM,
 };
 use super::queue::Selection;
+use super::{PRIVATE, Vgic};
 
 impl Vgic {
     /// Takes back what the CPU did to the interrupts in its list registers.
@@ -29,7 +29,25 @@ impl Vgic {
         self.stale |= 1 << vcpu;
         let slots = bank.slots;
         for (&intid, &lr) in slots.iter().zip(&lrs.lr).take(usize::from(used)) {
-            self.change(vcpu, intid, |irq| irq.fold(lr));
+            self.fold(vcpu, intid, lr);
+        }
+    }
+
+    /// Takes one interrupt out of a list register, into the queue of whoever has to deal with it next.
+    fn fold(&mut self, vcpu: usize, intid: u16, lr: u64) {
+        let ctlr = self.ctlr;
+        let Some(irq) = self.irq_mut(vcpu, intid) else {
+            return;
+        };
+        let deactivate = irq.fold(lr);
+        let (_, home) = irq.requeue(ctlr);
+        if home != NOWHERE {
+            self.move_queues(intid, NOWHERE, home);
+        }
+        if let Some(physical) = deactivate
+            && let Some(bank) = self.banks.get_mut(vcpu)
+        {
+            bank.owe(physical);
         }
     }
 
@@ -55,6 +73,24 @@ impl Vgic {
         }
     }
 
+    /// Returns the list register that was given the PPI `intid` by [`raise_hw_ppi`](Self::raise_hw_ppi), if nothing
+    /// that concerns `vcpu` has changed since: the short way for the timer's next tick.
+    ///
+    /// If the CPU shows that the guest is done with it, [`ListRegisters::rearm`] gives the value for the next tick, and
+    /// neither sync nor flush is needed: what the GIC knows about the interrupt is the same as before.
+    pub fn hw_ppi_slot(&self, vcpu: usize, intid: u16) -> Option<usize> {
+        if self.is_stale(vcpu) {
+            return None;
+        }
+        let bank = self.banks.get(vcpu)?;
+        let irq = bank.irqs.get(usize::from(intid))?;
+        let slots = bank.slots.get(..usize::from(bank.used))?;
+        if !irq.is_held_hardware() {
+            return None;
+        }
+        slots.iter().position(|&slot| slot == intid)
+    }
+
     /// Fills the list registers of `vcpu` for its next entry, if it [is stale](Self::is_stale).
     pub fn flush(&mut self, vcpu: usize, lrs: &mut ListRegisters) {
         lrs.to_load = lrs.used;
@@ -63,6 +99,27 @@ impl Vgic {
         }
         self.stale &= !(1 << vcpu);
         self.kicks &= !(1 << vcpu);
+        lrs.hcr = HCR_EN;
+        let Some(bank) = self.banks.get(vcpu) else {
+            return;
+        };
+        if bank.queue.exceeds(lrs.count()) {
+            self.place_best(vcpu, lrs);
+        } else {
+            while let Some(intid) = self.pop(vcpu) {
+                self.place(vcpu, intid, lrs);
+            }
+        }
+        self.clear_rest(vcpu, lrs);
+    }
+
+    fn pop(&mut self, vcpu: usize) -> Option<u16> {
+        self.banks.get_mut(vcpu)?.queue.pop()
+    }
+
+    /// Fills the list registers with the best of what is too much for them.
+    #[cold]
+    fn place_best(&mut self, vcpu: usize, lrs: &mut ListRegisters) {
         let Some(bank) = self.banks.get(vcpu) else {
             return;
         };
@@ -73,39 +130,47 @@ impl Vgic {
             }
         }
         let pending_left = selection.finish();
-        self.place(vcpu, &selection, lrs);
-        lrs.hcr = HCR_EN | maintenance(pending_left, selection.active_left, lrs.vmcr);
-        if let Some(bank) = self.banks.get_mut(vcpu) {
-            bank.spilled = selection.active_left;
+        lrs.hcr |= maintenance(pending_left, selection.active_left, lrs.vmcr);
+        for intid in selection.chosen() {
+            if let Some(bank) = self.banks.get_mut(vcpu) {
+                bank.queue.remove(intid);
+                bank.spilled = selection.active_left;
+            }
+            self.place(vcpu, intid, lrs);
         }
     }
 
-    /// Moves the chosen interrupts from the queue into the list registers.
-    fn place(&mut self, vcpu: usize, selection: &Selection, lrs: &mut ListRegisters) {
-        let ctlr = self.ctlr;
-        let mut used = 0;
-        for (intid, lr) in selection.chosen().zip(&mut lrs.lr) {
-            let Some(irq) = self.irq_mut(vcpu, intid) else {
-                continue;
-            };
-            *lr = irq.place(vcpu as u8, intid, ctlr);
-            irq.queued = NOWHERE;
-            let Some(bank) = self.banks.get_mut(vcpu) else {
-                continue;
-            };
-            bank.queue.remove(intid);
-            if let Some(slot) = bank.slots.get_mut(used) {
-                *slot = intid;
+    /// Puts an interrupt that is in no queue any more into the next list register.
+    fn place(&mut self, vcpu: usize, intid: u16, lrs: &mut ListRegisters) {
+        let Some(bank) = self.banks.get_mut(vcpu) else {
+            return;
+        };
+        let index = usize::from(intid);
+        let irq = match index.checked_sub(PRIVATE) {
+            Some(spi) => self.spis.get_mut(spi),
+            None => bank.irqs.get_mut(index),
+        };
+        let next = usize::from(bank.used);
+        if let Some(irq) = irq
+            && let Some(lr) = lrs.lr.get_mut(next)
+            && let Some(slot) = bank.slots.get_mut(next)
+        {
+            *lr = irq.place(vcpu as u8, intid, self.ctlr);
+            *slot = intid;
+            bank.used += 1;
+        }
+    }
+
+    /// Clears the list registers that were in use before and are not now.
+    fn clear_rest(&mut self, vcpu: usize, lrs: &mut ListRegisters) {
+        let before = lrs.used;
+        lrs.used = self.banks.get(vcpu).map_or(0, |bank| bank.used);
+        lrs.to_load = before.max(lrs.used);
+        for freed in lrs.used..before {
+            if let Some(lr) = lrs.lr.get_mut(usize::from(freed)) {
+                *lr = 0;
             }
-            used += 1;
-            bank.used = used as u8;
         }
-        let before = usize::from(lrs.used);
-        for lr in lrs.lr.iter_mut().take(before).skip(used) {
-            *lr = 0;
-        }
-        lrs.used = used as u8;
-        lrs.to_load = before.max(used) as u8;
     }
 }
 

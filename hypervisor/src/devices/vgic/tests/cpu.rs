@@ -87,6 +87,17 @@ impl Cpu {
         }
     }
 
+    /// Gives the guest the timer's next tick the short way, if that is open.
+    pub(super) fn rearm(&mut self, vgic: &Vgic, intid: u16) -> bool {
+        let Some(slot) = vgic.hw_ppi_slot(self.vcpu, intid) else {
+            return false;
+        };
+        assert_eq!(self.hw[slot] as u16, intid);
+        let armed = ListRegisters::rearm(self.hw[slot]);
+        self.hw[slot] = armed.unwrap_or(self.hw[slot]);
+        armed.is_some()
+    }
+
     pub(super) fn wants_maintenance(&self) -> bool {
         let lrs = self.hw.iter().take(self.lrs.count());
         let ended = |lr: &u64| lr & (STATE | HARDWARE | EOI) == EOI;

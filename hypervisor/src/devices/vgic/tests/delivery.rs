@@ -162,6 +162,27 @@ fn the_guests_deactivation_deactivates_the_timers_interrupt() {
 }
 
 #[test]
+fn the_short_way_for_a_tick_is_open_only_while_nothing_changed() {
+    let mut vgic = running(1);
+    let mut cpu = Cpu::new(0, 4);
+    assert!(!cpu.rearm(&vgic, 27), "never raised");
+    vgic.raise_hw_ppi(0, 27, 27);
+    cpu.settle(&mut vgic);
+    assert!(!cpu.rearm(&vgic, 27), "not acknowledged");
+    cpu.acknowledge().unwrap();
+    assert!(!cpu.rearm(&vgic, 27), "not ended");
+    cpu.end(27);
+    assert!(cpu.rearm(&vgic, 27));
+    assert_eq!(cpu.acknowledge(), Some((27, 0xa0)));
+    cpu.end(27);
+    assert!(!cpu.rearm(&vgic, 26), "another one");
+    write_bit(&mut vgic, 0, ICENABLER, 27);
+    assert!(!cpu.rearm(&vgic, 27), "disabled meanwhile");
+    cpu.settle(&mut vgic);
+    assert!(!vgic.is_hw_ppi_held(0, 27) && !cpu.rearm(&vgic, 27));
+}
+
+#[test]
 fn a_physical_interrupt_the_guest_will_not_end_is_left_to_us() {
     type Clear = fn(&mut Vgic);
     let clear: [(&str, Clear); 2] = [

@@ -281,7 +281,9 @@ impl Both {
         self.physical[vcpu] = true;
         let irq = self.model.irq(vcpu, TIMER);
         (irq.latch, irq.hardware) = (true, true);
-        self.vgic.raise_hw_ppi(vcpu, TIMER, TIMER);
+        if !self.cpus[vcpu].rearm(&self.vgic, TIMER) {
+            self.vgic.raise_hw_ppi(vcpu, TIMER, TIMER);
+        }
     }
 
     fn sgi(&mut self, from: usize, sgir: u64) {
