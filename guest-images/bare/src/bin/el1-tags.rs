@@ -26,6 +26,8 @@ mod guest {
     const SPARSE_STEP: u64 = 33;
     /// Where the pages start: behind the program, the device tree, and what a 2 MiB leaf would tie together.
     const ALIGN: u64 = 2 << 20;
+    /// A device tree is no longer.
+    const LONGEST_TREE: u64 = 2 << 20;
 
     /// The first thing that was not as it must be.
     struct Wrong {
@@ -114,15 +116,26 @@ mod guest {
     impl Test {
         fn new(boot: &Boot) -> Self {
             let line = boot.bootargs();
-            Self {
+            let mut test = Self {
                 seed: args::number(line, "seed", 1),
                 pages: args::number(line, "pages", 512),
                 plain: args::number(line, "plain", 512),
                 sparse: args::number(line, "sparse", 64),
-                base: image_end().max(tree_end(boot)).next_multiple_of(ALIGN),
+                base: image_end().next_multiple_of(ALIGN),
                 multiple: mte::multiple_bytes() / mte::GRANULE,
                 zero: mte::zero_bytes() / mte::GRANULE,
+            };
+            if boot.tree.is_some() && boot.x0 < test.end() {
+                test.base = (boot.x0 + LONGEST_TREE)
+                    .max(image_end())
+                    .next_multiple_of(ALIGN);
             }
+            test
+        }
+
+        /// The end of the pages.
+        const fn end(&self) -> u64 {
+            self.address(self.all())
         }
 
         /// The physical address of page `page`, counted over all three kinds.
@@ -427,15 +440,6 @@ mod guest {
         }
     }
 
-    fn tree_end(boot: &Boot) -> u64 {
-        // A device tree is at most 2 MiB long.
-        if boot.tree.is_some() {
-            boot.x0 + (2 << 20)
-        } else {
-            0
-        }
-    }
-
     /// A tag that is neither `tag` nor 0, which is unchecked.
     const fn wrong_tag(tag: u64) -> u64 {
         if tag == 15 { 7 } else { tag + 1 }
@@ -485,7 +489,7 @@ mod guest {
             psci::system_off();
         }
         let test = Test::new(&boot);
-        if test.address(test.all()) > base + bytes {
+        if test.end() > base + bytes {
             say!(
                 "TAGS FAIL {} pages do not fit {bytes} bytes of memory",
                 test.all()

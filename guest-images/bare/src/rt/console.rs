@@ -2,6 +2,8 @@
 
 use core::fmt::{self, Write};
 
+use super::gic;
+
 /// Where the `virt` machine has its UART.
 pub const UART: u64 = 0x0900_0000;
 /// The data register.
@@ -21,12 +23,8 @@ impl Write for Uart {
 }
 
 fn put(byte: u8) {
-    let (data, flags) = ((UART + DATA) as *mut u32, (UART + FLAGS) as *const u32);
-    // SAFETY: the UART's registers, mapped as device memory (or the MMU is off), which nothing else in the program uses.
-    unsafe {
-        while flags.read_volatile() & TX_FULL != 0 {}
-        data.write_volatile(u32::from(byte));
-    }
+    while gic::read32(UART + FLAGS) & TX_FULL != 0 {}
+    gic::write32(UART + DATA, u32::from(byte));
 }
 
 /// Prints `text` and ends the line.

@@ -38,10 +38,9 @@ macro_rules! steps_after {
     }};
 }
 
-const UNKNOWN: [(&str, u64); 9] = [
+const UNKNOWN: [(&str, u64); 8] = [
     ("arm architecture 0x80004242", 0x8000_4242),
     ("vendor hypervisor 0x86004242", 0x8600_4242),
-    ("vendor hypervisor uid 0x8600ff01", 0x8600_ff01),
     ("vendor hypervisor 64-bit 0xc6004242", 0xc600_4242),
     ("standard 0x84004242", 0x8400_4242),
     ("64-bit standard 0xc4004242", 0xc400_4242),

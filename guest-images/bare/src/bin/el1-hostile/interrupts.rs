@@ -61,8 +61,7 @@ fn edges(checks: &mut Checks) {
             pending && gic::is_pending() == fires,
             u64::from(pending),
         );
-        gic::stop_timer();
-        gic::wait(tenth() / 10, || !gic::is_pending());
+        drain();
     }
     write_sys!("CNTV_TVAL_EL0", -5_i64 as u64);
     write_sys!("CNTV_CTL_EL0", MASKED);
@@ -161,26 +160,34 @@ fn sleep(checks: &mut Checks) {
         (got as i32) == 0 || (got as i32) == -2,
         got,
     );
-    gic::stop_timer();
-    gic::wait(tenth() / 10, || !gic::is_pending());
+    drain();
     gic::start_timer(0);
     for _ in 0..1000 {
         execute!("wfi");
     }
     checks.check("1000 WFIs with a pending interrupt end", true, 0);
-    gic::stop_timer();
-    gic::wait(tenth() / 10, || !gic::is_pending());
+    drain();
     checks.equal("and all is quiet", gic::acknowledge(), gic::SPURIOUS);
+}
+
+/// Takes what is pending: what an earlier check left, and a timer's interrupt that was offered before its line fell, which
+/// a hypervisor may only take back when it runs next.
+fn drain() {
+    gic::stop_timer();
+    for _ in 0..32 {
+        let id = gic::acknowledge();
+        if id == gic::SPURIOUS {
+            return;
+        }
+        gic::end(id);
+    }
 }
 
 /// All of it.
 pub fn run(checks: &mut Checks) {
     gic::enable();
-    timer(checks);
-    edges(checks);
-    software(checks);
-    priorities(checks);
-    many(checks);
-    sleep(checks);
-    taken(checks);
+    for part in [timer, edges, software, priorities, many, sleep, taken] {
+        drain();
+        part(checks);
+    }
 }

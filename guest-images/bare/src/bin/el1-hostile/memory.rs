@@ -152,9 +152,13 @@ fn fetches(checks: &mut Checks, end: u64) {
     );
 }
 
-/// Stage-1 tables of the guest where there is no memory: an external abort on the walk, at level 2.
+/// Whether `status` is an external abort, on a table walk or (a hypervisor is not told at which level the walk was) not.
+fn is_external(status: u64) -> bool {
+    status == trap::EXTERNAL || (0x14..=0x17).contains(&status)
+}
+
+/// Stage-1 tables of the guest where there is no memory: an external abort.
 fn walks(checks: &mut Checks, end: u64) {
-    const WALK_LEVEL_2: u64 = 0x16;
     for (name, table) in [
         ("a table where nothing is", NOTHING),
         ("a table behind RAM", end),
@@ -164,8 +168,11 @@ fn walks(checks: &mut Checks, end: u64) {
             name,
             || mte::read(SPARE),
             |got| {
-                got.trap()
-                    .is_some_and(|trap| trap.is_data_abort(WALK_LEVEL_2) && trap.far == SPARE)
+                got.trap().is_some_and(|trap| {
+                    trap.class() == trap::DATA_ABORT
+                        && is_external(trap.status())
+                        && trap.far == SPARE
+                })
             },
         );
         checks.attempt(
@@ -173,7 +180,7 @@ fn walks(checks: &mut Checks, end: u64) {
             || call(SPARE),
             |got| {
                 got.trap().is_some_and(|trap| {
-                    trap.class() == trap::FETCH_ABORT && trap.status() == WALK_LEVEL_2
+                    trap.class() == trap::FETCH_ABORT && is_external(trap.status())
                 })
             },
         );
@@ -185,7 +192,8 @@ fn walks(checks: &mut Checks, end: u64) {
         || mte::read(SPARE),
         |got| {
             got.trap().is_some_and(|trap| {
-                trap.is_data_abort(WALK_LEVEL_2) || bare && trap.is_data_abort(0x06)
+                trap.class() == trap::DATA_ABORT && is_external(trap.status())
+                    || bare && trap.is_data_abort(0x06)
             })
         },
     );

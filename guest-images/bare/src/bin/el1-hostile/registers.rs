@@ -29,6 +29,7 @@ struct Feature {
     registers: &'static [(&'static str, Read)],
 }
 
+/// Not here: what EL2 has no means to trap (DISR_EL1, ALLINT, CNTVCTSS_EL0, fields of PSTATE) and what harms nobody.
 const FEATURES: &[Feature] = &[
     Feature {
         present: || !matches!(field!("ID_AA64DFR0_EL1", 8), 0 | 0xf),
@@ -90,10 +91,7 @@ const FEATURES: &[Feature] = &[
     },
     Feature {
         present: || field!("ID_AA64PFR0_EL1", 28) != 0,
-        registers: &[
-            register!("ERRIDR_EL1", "S3_0_C5_C3_0"),
-            register!("DISR_EL1", "S3_0_C12_C1_1"),
-        ],
+        registers: &[register!("ERRIDR_EL1", "S3_0_C5_C3_0")],
     },
     Feature {
         present: || field!("ID_AA64PFR0_EL1", 40) != 0 || field!("ID_AA64PFR1_EL1", 16) != 0,
@@ -111,10 +109,6 @@ const FEATURES: &[Feature] = &[
             register!("TFSRE0_EL1", "S3_0_C5_C6_1"),
             register!("GMID_EL1", "S3_1_C0_C0_4"),
         ],
-    },
-    Feature {
-        present: || field!("ID_AA64PFR1_EL1", 36) != 0,
-        registers: &[register!("ALLINT", "S3_0_C4_C3_0")],
     },
     Feature {
         present: || field!("ID_AA64PFR1_EL1", 44) != 0,
@@ -191,10 +185,6 @@ const FEATURES: &[Feature] = &[
             register!("APIAKeyLo_EL1", "S3_0_C2_C1_0"),
             register!("APDBKeyHi_EL1", "S3_0_C2_C2_3"),
         ],
-    },
-    Feature {
-        present: || field!("ID_AA64MMFR0_EL1", 60) != 0,
-        registers: &[register!("CNTVCTSS_EL0", "S3_3_C14_C0_6")],
     },
     // With CSV2 = 1 the feature may still be there, by CSV2_frac.
     Feature {
