@@ -26,7 +26,7 @@ use crate::process::is_program;
 use crate::setup::{self, Part};
 use crate::size::show_size;
 use options::RunOptions;
-use outcome::{Outcome, judge};
+use outcome::{Evidence, Outcome, judge};
 use scratch::Scratch;
 use session::{End, Ended, Rules};
 
@@ -369,11 +369,12 @@ fn tell(ended: &Ended, options: &RunOptions, proof: bool) -> Outcome {
             let why = "the oracle was not loaded into QEMU, tags were not in DRAM: use set-up's QEMU or --stock-tags";
             (Outcome::NotStarted, Some(why.to_owned()))
         }
-        // In interactive mode a guest can print any line.
-        End::Exited(_) | End::Left => judge(
-            ended.filter.report(),
-            options.batch && ended.filter.saw_fatal_line(),
-        ),
+        End::Exited(_) | End::Left => judge(Evidence {
+            report: ended.filter.report(),
+            // In interactive mode a guest can print any line.
+            saw_fatal_line: options.batch && ended.filter.saw_fatal_line(),
+            interactive: !options.batch,
+        }),
     };
     if let Some(why) = why {
         eprintln!("tagvisor: {why}");

@@ -11,7 +11,7 @@ use crate::size::parse_size;
 /// What `--help` shows under the options.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0    every guest powered itself off and nothing went wrong at EL2
+  0    every guest powered itself off (without --batch: or was stopped by Ctrl-] q) and EL2 is sound
   1    a guest ended otherwise: reset (in batch), crashed, stopped, refused, over its budget
   2    the command line or the configuration is wrong
   3    something could not be set up, built or started

@@ -54,14 +54,25 @@ struct Invariants {
     broken: u64,
 }
 
-/// Judges a run that ended by itself from its report; says why if it was not good.
+/// What decides about a run that ended by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Evidence<'a> {
+    /// EL2's report.
+    pub report: Option<&'a str>,
+    /// Whether EL2 said that it stopped itself.
+    pub saw_fatal_line: bool,
+    /// Whether a person was there to stop the guests: then `stopped` is as good as `off`.
+    pub interactive: bool,
+}
+
+/// Judges a run that ended by itself; says why if it was not good.
 #[must_use]
-pub fn judge(report: Option<&str>, saw_fatal_line: bool) -> (Outcome, Option<String>) {
+pub fn judge(evidence: Evidence<'_>) -> (Outcome, Option<String>) {
     let failed = |why: &str| (Outcome::El2Failed, Some(why.to_owned()));
-    if saw_fatal_line {
+    if evidence.saw_fatal_line {
         return failed("EL2 stopped itself: its last lines above say why");
     }
-    let Some(report) = report else {
+    let Some(report) = evidence.report else {
         return failed("EL2 ended without a report");
     };
     let report: Report = match serde_json::from_str(report) {
@@ -74,18 +85,14 @@ pub fn judge(report: Option<&str>, saw_fatal_line: bool) -> (Outcome, Option<Str
             report.invariants.broken
         ));
     }
-    let ends = |vm: &Vm| {
-        format!(
-            "guest {} ended: {}",
-            vm.name,
-            vm.end.as_deref().unwrap_or("not")
-        )
-    };
-    let otherwise: Vec<String> = report
+    let good = |end: &str| end == "off" || (end == "stopped" && evidence.interactive);
+    let ends = report
         .vms
         .iter()
-        .filter(|vm| vm.end.as_deref() != Some("off"))
-        .map(ends)
+        .map(|vm| (&vm.name, vm.end.as_deref().unwrap_or("not")));
+    let otherwise: Vec<String> = ends
+        .filter(|(_, end)| !good(end))
+        .map(|(name, end)| format!("guest {name} ended: {end}"))
         .collect();
     match otherwise.as_slice() {
         [] => (Outcome::Good, None),
@@ -105,16 +112,36 @@ mod tests {
 
     #[test]
     fn a_run_is_good_only_if_all_guests_are_off_and_el2_is_sound() {
-        assert_eq!(judge(Some(&report("off", 0)), false), (Outcome::Good, None));
-        let (outcome, why) = judge(Some(&report("reset", 0)), false);
+        let judged = |report: &str, saw_fatal_line| {
+            let report = Some(report).filter(|text| !text.is_empty());
+            judge(Evidence {
+                report,
+                saw_fatal_line,
+                interactive: false,
+            })
+        };
+        assert_eq!(judged(&report("off", 0), false), (Outcome::Good, None));
+        let (outcome, why) = judged(&report("reset", 0), false);
         assert_eq!(
             (outcome, why.as_deref()),
             (Outcome::GuestEnded, Some("guest a ended: reset"))
         );
-        assert_eq!(judge(Some(&report("off", 1)), false).0, Outcome::El2Failed);
-        assert_eq!(judge(Some(&report("off", 0)), true).0, Outcome::El2Failed);
-        assert_eq!(judge(None, false).0, Outcome::El2Failed);
-        assert_eq!(judge(Some("{"), false).0, Outcome::El2Failed);
+        assert_eq!(judged(&report("stopped", 0), false).0, Outcome::GuestEnded);
+        assert_eq!(judged(&report("off", 1), false).0, Outcome::El2Failed);
+        assert_eq!(judged(&report("off", 0), true).0, Outcome::El2Failed);
+        assert_eq!(judged("", false).0, Outcome::El2Failed);
+        assert_eq!(judged("{", false).0, Outcome::El2Failed);
+    }
+
+    #[test]
+    fn a_guest_that_a_person_stopped_is_as_good_as_off() {
+        let report = report("stopped", 0);
+        let evidence = Evidence {
+            report: Some(&report),
+            interactive: true,
+            ..Evidence::default()
+        };
+        assert_eq!(judge(evidence), (Outcome::Good, None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The terminal as the guest's console: keys go to the guest one by one, and the old settings come back at any end.
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
 /// The escape key, Ctrl-].
 pub const ESCAPE: u8 = 0x1d;
@@ -12,7 +12,7 @@ pub struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Sets standard input raw, if it is a terminal. Output stays processed, so that plain line ends look right.
+    /// Sets standard input raw, if it is a terminal. Guests and EL2 end their lines with CR and LF themselves.
     #[must_use]
     pub fn enter() -> Option<Self> {
         let input = rustix::stdio::stdin();
@@ -21,10 +21,7 @@ impl RawTerminal {
         }
         let before = tcgetattr(input).ok()?;
         let mut raw = before.clone();
-        let output = raw.output_modes;
         raw.make_raw();
-        raw.output_modes = output;
-        raw.local_modes.remove(LocalModes::ISIG);
         tcsetattr(input, OptionalActions::Now, &raw).ok()?;
         Some(Self { before })
     }
