@@ -17,7 +17,6 @@ use stage2::host::HostMemory;
 use stage2::host::Layout as HostLayout;
 
 use crate::arch::cpu::{self, El2};
-use crate::arch::ich::VirtualInterface;
 use crate::arch::linear::{AddressSpace, Kind};
 use crate::arch::{self, FALLBACK_UART};
 use crate::bundle::Bundle;
@@ -129,7 +128,8 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
     }
     let mte = !matches!(support, TagSupport::NoMte(_));
     cpu::set_up(mte);
-    if mte && !El2::new(&features).tags_work(layout.tagged.first()) {
+    let cpu = El2::new(&features);
+    if mte && !cpu.tags_work(layout.tagged.first()) {
         return Err(Fatal("tags written at EL2 do not read back: firmware keeps SCR_EL3.ATA at 0; pass a DTB without tag regions".into()));
     }
     let policy = choose_policy(config.policy, &support)?;
@@ -139,7 +139,7 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
         hw,
         mte,
         policy,
-        list_registers: 0,
+        list_registers: cpu.interface.list_registers,
     };
     let facts = Facts {
         machine: MachineInfo {
@@ -156,15 +156,9 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
         regions: layout.regions,
         policy,
     })?;
-    let (interrupts, board) = set_up_interrupts(machine, board)?;
+    let interrupts = set_up_interrupts(machine)?;
     Ok(Hypervisor::new(
-        El2::new(&features),
-        board,
-        host,
-        interrupts,
-        facts,
-        config,
-        bundle,
+        cpu, board, host, interrupts, facts, config, bundle,
     ))
 }
 
@@ -278,7 +272,7 @@ fn regions(layout: &Layout) -> Vec<RegionInfo> {
         .collect()
 }
 
-fn set_up_interrupts(machine: &Machine, mut board: Board) -> Result<(Interrupts, Board), Fatal> {
+fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
     let registers = |range: &platform::MemRange| {
         arch::device(&(range.base()..range.end())).ok_or(Fatal(format!(
             "the GIC's registers at {range} are misplaced"
@@ -296,8 +290,6 @@ fn set_up_interrupts(machine: &Machine, mut board: Board) -> Result<(Interrupts,
     let mut redistributor = Redistributor::find(frames, machine.gic.stride, mpidr)?;
     redistributor.init();
     CpuInterface::init();
-    let interface = VirtualInterface::enable();
-    board.list_registers = interface.list_registers;
     let ppis = [
         Some(machine.timer.virt),
         machine.timer.hyp,
@@ -311,14 +303,13 @@ fn set_up_interrupts(machine: &Machine, mut board: Board) -> Result<(Interrupts,
         distributor.enable(interrupt, mpidr)?;
     }
     let interrupts = Interrupts {
-        interface,
         redistributor,
         virtual_timer: machine.timer.virt.intid,
         hypervisor_timer: machine.timer.hyp.map(|interrupt| interrupt.intid),
         maintenance: machine.gic.maintenance.map(|interrupt| interrupt.intid),
         uart: uart.map(|interrupt| interrupt.intid),
     };
-    Ok((interrupts, board))
+    Ok(interrupts)
 }
 
 #[panic_handler]

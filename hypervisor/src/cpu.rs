@@ -3,6 +3,7 @@
 use stage2::addr::Frame;
 use stage2::ports::Hardware;
 
+use crate::devices::vgic::ListRegisters;
 use crate::traps::inject::{Injected, Origin};
 use crate::traps::tag_access::{AtForm, Par};
 use crate::vcpu::GuestContext;
@@ -23,6 +24,9 @@ pub trait Cpu: Hardware {
 
     /// Writes CPACR_EL1.
     fn write_cpacr(&mut self, value: u64);
+
+    /// Stores what the guest may have changed in the virtual CPU interface.
+    fn store_list_registers(&mut self, lrs: &mut ListRegisters);
 
     /// Copies `bytes` into `frame` from byte `offset` on; they fit.
     fn write_frame(&mut self, frame: Frame, offset: usize, bytes: &[u8]);

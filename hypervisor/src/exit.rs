@@ -2,7 +2,7 @@
 //! what no machine survives ends its VM only.
 
 use stage2::addr::Ipa;
-use stage2::guest::MemError;
+use stage2::guest::{Access, MemError, Policy};
 use stage2::host::HostMemory;
 
 use crate::cpu::Cpu;
@@ -58,6 +58,15 @@ impl core::fmt::Display for Failure {
     }
 }
 
+/// A page that an exit has mapped anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedPage {
+    /// Where.
+    pub ipa: Ipa,
+    /// It has tag access since this exit: its tags are zero.
+    pub fresh_tags: bool,
+}
+
 /// What exit handling works with besides the VM.
 pub struct Env<'a, C> {
     /// The CPU that the vCPU runs on.
@@ -67,7 +76,9 @@ pub struct Env<'a, C> {
     /// ID registers of the hardware.
     pub hw: &'a IdRegs,
     /// Takes a byte of the guest's UART.
-    pub transmit: &'a mut dyn FnMut(u8),
+    pub transmit: &'a mut dyn FnMut(&Vm, u8),
+    /// Out: the page that the exit has mapped, or given tag access.
+    pub mapped: Option<MappedPage>,
     /// The physical counter now.
     pub now: u64,
 }
@@ -78,12 +89,12 @@ pub fn handle<C: Cpu>(exit: Exit, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>
         Exit::DataAbort(abort) => data_abort(abort, vm, vcpu, env),
         Exit::InstructionAbort(abort) => instruction_abort(abort, vm, vcpu, env),
         Exit::SysReg(trap) => system_register(trap, vm, vcpu, env),
-        Exit::Hvc { imm } => call(imm, vm, vcpu),
+        Exit::Hvc { imm } => call(imm, vm, vcpu, env),
         Exit::Smc { imm } => {
             skip(vm, vcpu);
-            call(imm, vm, vcpu)
+            call(imm, vm, vcpu, env)
         }
-        Exit::Wait(wait) => wait_for_event(wait, vm, vcpu),
+        Exit::Wait(wait) => wait_for_event(wait, vm, vcpu, env),
         Exit::SError(_) => Next::Fail(Failure::SError(esr(vm, vcpu))),
         Exit::GranuleProtection | Exit::Unexpected { .. } => {
             Next::Fail(Failure::Unexpected(esr(vm, vcpu)))
@@ -110,6 +121,14 @@ pub fn handle<C: Cpu>(exit: Exit, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>
         | Exit::Debug(_)
         | Exit::AArch32(_)
         | Exit::Brk { .. } => give(Exception::Undefined, vm, vcpu, env),
+    }
+}
+
+/// Takes note of what the guest did to its interrupts since its entry.
+pub fn sync_interrupts(vm: &mut Vm, vcpu: usize, cpu: &mut impl Cpu) {
+    if let Some(state) = vm.vcpus.get_mut(vcpu) {
+        cpu.store_list_registers(&mut state.lrs);
+        vm.vgic.sync(vcpu, &state.lrs);
     }
 }
 
@@ -187,7 +206,15 @@ fn page_fault<C: Cpu>(page: u64, vm: &mut Vm, env: &mut Env<'_, C>) -> Next {
         return Next::Yield;
     };
     match memory.access_fault(env.host, env.cpu, Ipa::new(page)) {
-        Ok(_) => Next::Resume,
+        Ok(access) => {
+            let fresh_tags =
+                matches!(access, Access::Mapped(_)) && memory.spec().policy != Policy::Lazy;
+            env.mapped = Some(MappedPage {
+                ipa: Ipa::new(page),
+                fresh_tags,
+            });
+            Next::Resume
+        }
         Err(error) => Next::Fail(Failure::Memory(error)),
     }
 }
@@ -201,7 +228,14 @@ fn tag_access<C: Cpu>(
 ) -> Next {
     vm.exits.tag += 1;
     match tag_fault::handle(vm, vcpu, far, env.host, env.cpu, env.hw.has_ats1a()) {
-        Ok(Resolution::Tagged(_) | Resolution::Reenter) => Next::Resume,
+        Ok(Resolution::Tagged(ipa)) => {
+            env.mapped = Some(MappedPage {
+                ipa,
+                fresh_tags: true,
+            });
+            Next::Resume
+        }
+        Ok(Resolution::Reenter) => Next::Resume,
         Ok(Resolution::Unresolved) | Err(MemError::NotRam(_) | MemError::NotMte) => {
             log::warn!(
                 "vm={} tag access at va={far:#x} that stage 1 does not translate",
@@ -218,12 +252,15 @@ fn mmio<C: Cpu>(abort: &DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C
     let access = abort.access?;
     let target = vm.bus.find(abort.ipa()?, access.bytes)?;
     vm.exits.mmio += 1;
+    if matches!(target, Target::Gic(..)) {
+        sync_interrupts(vm, vcpu, env.cpu);
+    }
     if abort.write {
         let value = access.stored(vm.vcpus.get(vcpu)?.context.register(access.register));
         match target {
             Target::Uart(offset) => {
                 if let Some(byte) = vm.uart.write(offset, access.bytes, value) {
-                    (env.transmit)(byte);
+                    (env.transmit)(vm, byte);
                 }
             }
             Target::Gic(frame, offset) => vm.vgic.write(frame, offset, access.bytes, value),
@@ -276,6 +313,7 @@ fn system_register<C: Cpu>(
             physical_timer(register, write, trap.rt, vm, vcpu, env.now);
         }
         SysRegOutcome::DeactivateInterrupt(intid) => {
+            sync_interrupts(vm, vcpu, env.cpu);
             if let Ok(intid) = u16::try_from(intid) {
                 vm.vgic.deactivate(vcpu, intid);
             }
@@ -314,7 +352,7 @@ fn physical_timer(
 }
 
 /// A hypervisor call or a trapped SMC. The PC already points behind it.
-fn call(imm: u16, vm: &mut Vm, vcpu: usize) -> Next {
+fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
     vm.exits.call += 1;
     let Some(context) = vm.vcpus.get(vcpu).map(|vcpu| &vcpu.context) else {
         return Next::Yield;
@@ -338,7 +376,7 @@ fn call(imm: u16, vm: &mut Vm, vcpu: usize) -> Next {
         }
         Outcome::Suspend => {
             state.context.set_register(0, 0);
-            return wait_until(None, vm, vcpu);
+            return wait_until(None, vm, vcpu, env);
         }
         Outcome::CpuOn {
             target,
@@ -365,25 +403,26 @@ fn call(imm: u16, vm: &mut Vm, vcpu: usize) -> Next {
     Next::Resume
 }
 
-fn wait_for_event(wait: Wait, vm: &mut Vm, vcpu: usize) -> Next {
+fn wait_for_event<C: Cpu>(wait: Wait, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
     vm.exits.wait += 1;
     skip(vm, vcpu);
     match wait.kind {
-        WaitKind::Wfi => wait_until(None, vm, vcpu),
+        WaitKind::Wfi => wait_until(None, vm, vcpu, env),
         WaitKind::Wfit => {
             let context = vm.vcpus.get(vcpu).map(|vcpu| &vcpu.context);
             let at = wait
                 .deadline_register
                 .zip(context)
                 .map(|(rt, context)| context.register(rt));
-            wait_until(at, vm, vcpu)
+            wait_until(at, vm, vcpu, env)
         }
         // An event may come from anywhere: give way, but do not sleep.
         WaitKind::Wfe | WaitKind::Wfet => Next::Yield,
     }
 }
 
-fn wait_until(at: Option<u64>, vm: &mut Vm, vcpu: usize) -> Next {
+fn wait_until<C: Cpu>(at: Option<u64>, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
+    sync_interrupts(vm, vcpu, env.cpu);
     if vm.vgic.has_pending(vcpu) {
         return Next::Resume;
     }

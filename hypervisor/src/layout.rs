@@ -287,6 +287,10 @@ pub fn without(from: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::single_range_in_vec_init,
+    reason = "lists of ranges that happen to have one"
+)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -7,11 +7,10 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use platform::gic::{CpuInterface, Redistributor};
-use stage2::guest::Policy;
+use stage2::guest::{MemError, Policy};
 use stage2::host::HostMemory;
 
 use crate::arch::cpu::{self, El2};
-use crate::arch::ich::VirtualInterface;
 use crate::arch::switch::{CpuState, SwitchedFeatures};
 use crate::arch::{ExitVector, enter_guest, heap_used, timer};
 use crate::boot::power_off;
@@ -20,7 +19,9 @@ use crate::config::Config;
 use crate::console::{Command, Input, Mode, help};
 use crate::devices::mmio::UART_INTID;
 use crate::devices::vtimer::{deadline, level};
-use crate::exit::{Env, Failure, Next, PHYSICAL_TIMER_INTID, handle};
+#[cfg(debug_assertions)]
+use crate::exit::MappedPage;
+use crate::exit::{Env, Failure, Next, PHYSICAL_TIMER_INTID, handle, sync_interrupts};
 use crate::output::{CONSOLE, line};
 use crate::report::{
     CarveOut, End, Footprint, Invariants, MachineInfo, Ratio, RegionInfo, Report, VERSION, VmInfo,
@@ -49,8 +50,6 @@ pub struct Facts {
 /// The interrupts of this CPU, INTIDs.
 #[derive(Debug)]
 pub struct Interrupts {
-    /// The GIC's virtual CPU interface.
-    pub interface: VirtualInterface,
     /// This CPU's redistributor.
     pub redistributor: Redistributor,
     /// The guests' timer.
@@ -176,7 +175,8 @@ impl Hypervisor {
         let seed = rng_seed(vm.index, self.config.report_key.as_deref());
         if let Err(error) = vm.load(images, &seed, &mut self.host, &mut self.cpu) {
             if let Some(memory) = vm.memory.take() {
-                let _ = memory.destroy(&mut self.host, &mut self.cpu);
+                let destroyed = memory.destroy(&mut self.host, &mut self.cpu);
+                self.note_lost(destroyed);
             }
             return Err(error);
         }
@@ -319,7 +319,7 @@ impl Hypervisor {
         let Some(vm) = self.vms.get_mut(vm_index) else {
             return Next::Yield;
         };
-        flush_interrupts(vm, vcpu_index, &mut self.interrupts);
+        flush_interrupts(vm, vcpu_index, &mut self.cpu);
         let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) else {
             return Next::Yield;
         };
@@ -340,19 +340,23 @@ impl Hypervisor {
                     hpfar: context.hpfar,
                 };
                 let exit = Exit::decode(syndrome);
-                if matches!(exit, Exit::DataAbort(_) | Exit::Wait(_) | Exit::SysReg(_)) {
-                    sync_interrupts(vm, vcpu_index, &self.interrupts);
-                }
-                let (index, name) = (vm.index, vm.config.name.clone());
-                let mut transmit = |byte| CONSOLE.lock().guest_byte(index, &name, byte);
                 let mut env = Env {
                     cpu: &mut self.cpu,
                     host: &mut self.host,
                     hw: &self.board.hw,
-                    transmit: &mut transmit,
+                    transmit: &mut |vm: &Vm, byte| {
+                        CONSOLE.lock().guest_byte(vm.index, &vm.config.name, byte);
+                    },
+                    mapped: None,
                     now: timer::counter(),
                 };
-                handle(exit, vm, vcpu_index, &mut env)
+                let next = handle(exit, vm, vcpu_index, &mut env);
+                let mapped = env.mapped;
+                #[cfg(debug_assertions)]
+                self.check_trap(vm_index, mapped);
+                #[cfg(not(debug_assertions))]
+                let _ = mapped;
+                next
             }
         }
     }
@@ -399,7 +403,7 @@ impl Hypervisor {
             vcpu.fresh = false;
         }
         state.restore(switched);
-        self.interrupts.interface.restore(&vcpu.lrs);
+        self.cpu.interface.restore(&vcpu.lrs);
         self.set_timer_active(held);
         self.loaded = Some(place);
     }
@@ -428,9 +432,10 @@ impl Hypervisor {
             return;
         };
         if let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) {
-            self.interrupts.interface.save(&mut vcpu.lrs);
+            self.cpu.interface.save(&mut vcpu.lrs);
             vm.vgic.sync(vcpu_index, &vcpu.lrs);
         }
+        deactivate_done(vm, vcpu_index);
         self.set_timer_active(false);
         cpu::unload_stage2();
     }
@@ -471,8 +476,11 @@ impl Hypervisor {
         let Some(vm) = self.vms.get_mut(vm_index) else {
             return false;
         };
-        vm.vgic
-            .raise_hw_ppi(vcpu_index, VIRTUAL_TIMER_INTID, VIRTUAL_TIMER_INTID);
+        let slot = vm.vgic.hw_ppi_slot(vcpu_index, VIRTUAL_TIMER_INTID);
+        if !slot.is_some_and(|slot| self.cpu.interface.rearm(slot)) {
+            vm.vgic
+                .raise_hw_ppi(vcpu_index, VIRTUAL_TIMER_INTID, VIRTUAL_TIMER_INTID);
+        }
         true
     }
 
@@ -501,7 +509,7 @@ impl Hypervisor {
             return;
         };
         if let Some(vm) = self.vms.get_mut(vm_index) {
-            sync_interrupts(vm, vcpu_index, &self.interrupts);
+            sync_interrupts(vm, vcpu_index, &mut self.cpu);
         }
     }
 
@@ -565,14 +573,21 @@ impl Hypervisor {
             return;
         };
         CONSOLE.lock().flush_guest(index, &vm.config.name);
-        if let Err(error) = vm.finish(end, &mut self.host, &mut self.cpu) {
-            self.invariants.broken += 1;
-            log::error!(
-                "vm={} memory was not returned whole: {error}",
-                vm.config.name
-            );
-        }
         log::info!("vm={} ended: {end}", vm.config.name);
+        self.check_invariants();
+        let Some(vm) = self.vms.get_mut(index) else {
+            return;
+        };
+        let finished = vm.finish(end, &mut self.host, &mut self.cpu);
+        self.note_lost(finished);
+    }
+
+    /// A memory that could not be released whole is a guarantee lost.
+    fn note_lost(&mut self, released: Result<(), MemError>) {
+        if let Err(error) = released {
+            self.invariants.broken += 1;
+            log::error!("memory was not returned whole: {error}");
+        }
     }
 
     /// Restarts a VM that asked for a reset.
@@ -613,14 +628,43 @@ impl Hypervisor {
         power_off()
     }
 
+    /// After each trap, where checks are built in: the page that it mapped, and that no memory is lost; now and then everything.
+    #[cfg(debug_assertions)]
+    fn check_trap(&mut self, index: usize, mapped: Option<MappedPage>) {
+        const ALL_EVERY: u64 = 4096;
+        let Some(vm) = self.vms.get(index) else {
+            return;
+        };
+        if vm.exits.total.is_multiple_of(ALL_EVERY) {
+            return self.check_invariants();
+        }
+        let account = self.host.account();
+        self.invariants.checked += 1;
+        if account.ledger.sum() != account.discovered {
+            self.break_invariant(format_args!("S17: memory was lost: {:?}", account.ledger));
+        }
+        let Some((page, memory)) =
+            mapped.zip(self.vms.get(index).and_then(|vm| vm.memory.as_ref()))
+        else {
+            return;
+        };
+        let fresh = page.fresh_tags;
+        match stage2::invariants::check_page(&self.host, memory, &mut self.cpu, page.ipa, fresh) {
+            Ok(checked) => self.invariants.checked += checked,
+            Err(violation) => self.break_invariant(format_args!("{violation}")),
+        }
+    }
+
+    fn break_invariant(&mut self, what: core::fmt::Arguments<'_>) {
+        self.invariants.broken += 1;
+        log::error!("invariant broken: {what}");
+    }
+
     fn check_invariants(&mut self) {
         let guests = self.vms.iter().filter_map(|vm| vm.memory.as_ref());
         match stage2::invariants::check(&self.host, guests, &mut self.cpu) {
             Ok(checked) => self.invariants.checked += checked,
-            Err(violation) => {
-                self.invariants.broken += 1;
-                log::error!("invariant broken: {violation}");
-            }
+            Err(violation) => self.break_invariant(format_args!("{violation}")),
         }
     }
 
@@ -670,24 +714,21 @@ impl Hypervisor {
     }
 }
 
-/// Reads back what the guest did to its interrupts.
-fn sync_interrupts(vm: &mut Vm, vcpu_index: usize, interrupts: &Interrupts) {
-    if let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) {
-        interrupts.interface.store(&mut vcpu.lrs);
-        vm.vgic.sync(vcpu_index, &vcpu.lrs);
-    }
-}
-
 /// Gives the guest its newest interrupts, if there is anything new.
-fn flush_interrupts(vm: &mut Vm, vcpu_index: usize, interrupts: &mut Interrupts) {
+fn flush_interrupts(vm: &mut Vm, vcpu_index: usize, cpu: &mut El2) {
     if !vm.vgic.is_stale(vcpu_index) {
         return;
     }
-    sync_interrupts(vm, vcpu_index, interrupts);
+    sync_interrupts(vm, vcpu_index, cpu);
     if let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) {
         vm.vgic.flush(vcpu_index, &mut vcpu.lrs);
-        interrupts.interface.load(&vcpu.lrs);
+        cpu.interface.load(&vcpu.lrs);
     }
+    deactivate_done(vm, vcpu_index);
+}
+
+/// Deactivates the physical interrupts that the guest, without knowing, no longer holds.
+fn deactivate_done(vm: &mut Vm, vcpu_index: usize) {
     let mut done = vm.vgic.take_deactivations(vcpu_index);
     while done != 0 {
         CpuInterface::deactivate(done.trailing_zeros());

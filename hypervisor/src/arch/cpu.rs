@@ -5,9 +5,11 @@ use platform::features::{CpuFeatures, IdRegisters};
 
 use stage2::addr::{Frame, FrameRange, PhysAddr};
 
+use super::ich::VirtualInterface;
 use super::maintenance::write_frame;
 use super::regs::{instruction, read_reg, write_reg};
 use crate::cpu::Cpu;
+use crate::devices::vgic::ListRegisters;
 use crate::traps::controls::Controls;
 use crate::traps::id_regs::IdRegs;
 use crate::traps::inject::{Injected, Origin};
@@ -27,10 +29,12 @@ pub struct El2 {
     pub(super) tag_step: u64,
     /// CVE-2025-10263: repeat the TLBI.
     pub(super) repeat_tlbi: bool,
+    /// The GIC's virtual CPU interface.
+    pub interface: VirtualInterface,
 }
 
 impl El2 {
-    /// Describes this CPU.
+    /// Describes this CPU, and enables the system registers of its GIC.
     #[must_use]
     pub fn new(features: &CpuFeatures) -> Self {
         Self {
@@ -39,6 +43,7 @@ impl El2 {
             zva_bytes: features.dc_zva.map_or(0, u64::from),
             tag_step: features.ldgm.map_or(4096, u64::from),
             repeat_tlbi: features.errata.repeat_tlbi,
+            interface: VirtualInterface::enable(),
         }
     }
 
@@ -127,6 +132,10 @@ impl Cpu for El2 {
 
     fn write_cpacr(&mut self, value: u64) {
         write_reg!("cpacr_el1", value);
+    }
+
+    fn store_list_registers(&mut self, lrs: &mut ListRegisters) {
+        self.interface.store(lrs);
     }
 
     fn write_frame(&mut self, frame: Frame, offset: usize, bytes: &[u8]) {

@@ -91,6 +91,16 @@ impl VirtualInterface {
         write_reg!("S3_4_C12_C11_0", 0);
     }
 
+    /// Signals the interrupt of list register `slot` again if the guest is done with it; says whether it did.
+    #[must_use]
+    pub fn rearm(self, slot: usize) -> bool {
+        let again = ListRegisters::rearm(read_list_register(slot));
+        if let Some(value) = again {
+            write_list_register(slot, value);
+        }
+        again.is_some()
+    }
+
     /// Loads what a flush changed.
     pub fn load(self, lrs: &ListRegisters) {
         for (index, value) in lrs.loadable().iter().enumerate() {

@@ -134,22 +134,12 @@ impl MteState {
 }
 
 /// V0 to V31, FPCR, FPSR. EL2 is built without FP, so they stay in hardware across exits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[repr(C, align(16))]
 pub struct FpState {
     v: [u128; 32],
     fpcr: u64,
     fpsr: u64,
-}
-
-impl Default for FpState {
-    fn default() -> Self {
-        Self {
-            v: [0; 32],
-            fpcr: 0,
-            fpsr: 0,
-        }
-    }
 }
 
 unsafe extern "C" {
