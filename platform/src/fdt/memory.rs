@@ -16,11 +16,17 @@ pub(super) fn is_memory(tree: &Tree<'_, '_>, id: NodeId) -> bool {
         && tree.enabled(id)
 }
 
+/// Tells whether a memory node says that it has no tags: by a property, or by its `compatible`; both are in use.
+pub(super) fn is_untaggable(tree: &Tree<'_, '_>, id: NodeId) -> bool {
+    const NO_MTE: &str = "arm,no-mte";
+    tree.property(id, NO_MTE).is_some() || tree.compatible(id, NO_MTE)
+}
+
 /// Reads all memory nodes: sorted, disjoint, neighbours of one kind made one.
 pub(super) fn memory(tree: &Tree<'_, '_>) -> Result<Vec<Memory>, DiscoverError> {
     let mut memory = Vec::new();
     for id in tree.ids().filter(|&id| is_memory(tree, id)) {
-        let taggable = tree.property(id, "arm,no-mte").is_none();
+        let taggable = !is_untaggable(tree, id);
         let ranges = tree.reg(id).map_err(|error| DiscoverError::Reg {
             path: tree.path(id),
             error,

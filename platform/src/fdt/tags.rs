@@ -11,7 +11,7 @@
 use alloc::vec::Vec;
 
 use super::error::DiscoverError;
-use super::memory::{is_memory, limit};
+use super::memory::{is_memory, is_untaggable, limit};
 use super::tree::{NodeId, Tree};
 use crate::machine::{
     MemRange, Memory, Refusal, RefusalReason, Reserved, ReservedBy, TagRegionNode,
@@ -134,7 +134,7 @@ fn tagged_memory(tree: &Tree<'_, '_>, id: NodeId) -> Result<MemRange, RefusalRea
     if !is_memory(tree, node) {
         return Err(RefusalReason::NotMemory(path));
     }
-    if tree.property(node, "arm,no-mte").is_some() {
+    if is_untaggable(tree, node) {
         return Err(RefusalReason::Untaggable(path));
     }
     let ranges = tree.reg(node).map_err(RefusalReason::Reg)?;
