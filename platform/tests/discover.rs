@@ -179,10 +179,10 @@ fn memory_is_sorted_and_joined_only_with_its_kind() {
 fn memory_without_tags_says_so_by_a_property_or_by_its_compatible() {
     let mut board = virt();
     board
-        .add("/", memory_node("memory@80000000", 0x8000_0000, 0x1000))
-        .set("/memory@80000000", "compatible", b"arm,no-mte\0".to_vec())
-        .add("/", memory_node("memory@90000000", 0x9000_0000, 0x1000))
-        .set("/memory@90000000", "arm,no-mte", vec![]);
+        .add("/", memory_node("memory@d0000000", 0xd000_0000, 0x1000))
+        .set("/memory@d0000000", "compatible", b"arm,no-mte\0".to_vec())
+        .add("/", memory_node("memory@e0000000", 0xe000_0000, 0x1000))
+        .set("/memory@e0000000", "arm,no-mte", vec![]);
     let memory = machine(&mut board).memory;
     let kinds: Vec<bool> = memory.iter().map(|memory| memory.taggable).collect();
     assert_eq!(kinds, [true, false, false]);
