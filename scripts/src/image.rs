@@ -68,6 +68,14 @@ pub fn memory_span(elf: &[u8]) -> Result<u64> {
         .unwrap_or(0))
 }
 
+/// Returns the bytes of text and data in an ELF: its segments in the file, without the gaps between them.
+///
+/// # Errors
+/// As of [`flatten`].
+pub fn text_and_data(elf: &[u8]) -> Result<u64> {
+    Ok(segments(elf)?.iter().map(|s| s.file.len() as u64).sum())
+}
+
 /// Reads the ELF file `from` and writes its flat image to `to`; returns the image's length in bytes.
 ///
 /// # Errors
@@ -274,6 +282,7 @@ mod tests {
         elf[second + 40..second + 48].copy_from_slice(&0x100u64.to_le_bytes());
         assert_eq!(flatten(&elf).unwrap(), b"head\0\0\0\0\0\0\0\0\0\0\0\0text");
         assert_eq!(memory_span(&elf).unwrap(), 0x110);
+        assert_eq!(text_and_data(&elf).unwrap(), 8);
     }
 
     #[test]
