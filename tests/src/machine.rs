@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tagvisor_tool::board::{Boot, Loaded, MachineSpec};
+use tagvisor_tool::board::{Boot, Loaded, MachineSpec, Span};
 use tagvisor_tool::bundle::{Bundle, Policy};
 use tagvisor_tool::paths::Cache;
 use tagvisor_tool::run::build::{profile, tagvisor};
@@ -17,7 +17,7 @@ use crate::process::{Finished, Folder, run_within};
 use crate::scenario::{Guest, Run};
 
 /// A guest here takes a few seconds.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// The report's key; nothing that runs here knows it.
 const KEY: &str = "7e577e577e577e57";
 
@@ -34,6 +34,8 @@ pub struct Machine {
     guests: Vec<Guest>,
     bundle: Option<Change>,
     dtb: Option<Change>,
+    junk: Vec<Span>,
+    limit: Duration,
     arguments: Vec<String>,
 }
 
@@ -51,6 +53,8 @@ impl Machine {
             guests: vec![guest],
             bundle: None,
             dtb: None,
+            junk: Vec::new(),
+            limit: LIMIT,
             arguments: Vec::new(),
         }
     }
@@ -77,6 +81,20 @@ impl Machine {
         self
     }
 
+    /// Fills `bytes` of its RAM from `base` on with what is neither zero data nor zero tags.
+    #[must_use]
+    pub fn with_junk(mut self, base: u64, bytes: u64) -> Self {
+        self.junk.push(Span { base, bytes });
+        self
+    }
+
+    /// Sets its time limit in seconds; a machine that cannot power itself off runs until then.
+    #[must_use]
+    pub const fn within(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
@@ -96,7 +114,7 @@ impl Machine {
                 .env("TAGVISOR_PRELOAD", carveout()?)
                 .env("CARVEOUT_PROOF", folder.path().join("proof"));
         }
-        take_report(run_within(&mut command, LIMIT)?)
+        take_report(run_within(&mut command, self.limit)?)
     }
 
     fn prepare(&self, folder: &Path) -> Result<Loaded> {

@@ -1,0 +1,156 @@
+//! tagvisor on odd machines and with broken inputs.
+
+// A helper of tests may fail the test.
+#![allow(clippy::unwrap_used)]
+
+use tagvisor_tests::{Guest, Machine, Run};
+use tagvisor_tool::bundle::Policy;
+
+fn tags() -> Machine {
+    Machine::of(Guest::bare("el1-tags").unwrap())
+}
+
+fn hello() -> Machine {
+    Machine::of(Guest::bare("el1-hello").unwrap())
+}
+
+fn run(machine: &Machine) -> Run {
+    machine.run().unwrap()
+}
+
+fn assert_tags_pass(run: &Run) {
+    assert_eq!(
+        run.guest_line("el1-tags", "TAGS PASS"),
+        "TAGS PASS",
+        "{}",
+        run.transcript()
+    );
+    assert_eq!(run.text("/vms/0/end"), "off", "{}", run.transcript());
+    assert_eq!(run.figure("/invariants/broken"), 0, "{}", run.transcript());
+    assert_eq!(run.finished.code, Some(0), "{}", run.transcript());
+}
+
+/// tagvisor stops before any guest, with one clear line that has `cause`.
+fn assert_fatal(run: &Run, cause: &str) {
+    let fatal: Vec<&str> = run
+        .finished
+        .output
+        .lines()
+        .filter(|line| line.starts_with("[tagvisor] FATAL"))
+        .collect();
+    assert_eq!(fatal.len(), 1, "{}", run.transcript());
+    assert!(fatal.concat().contains(cause), "{}", run.transcript());
+    assert!(
+        !run.finished.output.contains("HELLO"),
+        "{}",
+        run.transcript()
+    );
+}
+
+#[test]
+fn tag_blocks_of_every_size_work() {
+    for block_bytes in [1, 0x1000, 0x2000, 0x3000, 0x8000] {
+        for policy in [Policy::Lazy, Policy::Eager] {
+            let mut machine = tags();
+            machine.spec.block_bytes = block_bytes;
+            machine.policy = policy;
+            let run = run(&machine);
+            assert_tags_pass(&run);
+            let block = u64::from(block_bytes).next_multiple_of(4096);
+            assert_eq!(
+                run.figure("/regions/0/block_bytes"),
+                block,
+                "{}",
+                run.transcript()
+            );
+            assert_eq!(
+                run.figure("/reserved_bytes") % block,
+                0,
+                "{}",
+                run.transcript()
+            );
+            assert_eq!(
+                run.figure("/final/reserved_bytes"),
+                0,
+                "{}",
+                run.transcript()
+            );
+        }
+    }
+}
+
+#[test]
+fn two_tag_regions_work() {
+    let mut machine = tags();
+    machine.spec.regions = 2;
+    let run = run(&machine);
+    assert_tags_pass(&run);
+    let sum = run.figure("/regions/0/bytes") + run.figure("/regions/1/bytes");
+    assert_eq!(sum, run.figure("/carve_out_bytes"), "{}", run.transcript());
+}
+
+#[test]
+fn a_machine_that_hides_its_tags_runs_guests_with_mte() {
+    let mut machine = tags();
+    machine.spec.no_region = true;
+    machine.spec.stock_tags = true;
+    let run = run(&machine);
+    assert_tags_pass(&run);
+    assert_eq!(run.figure("/carve_out_bytes"), 0, "{}", run.transcript());
+}
+
+#[test]
+fn what_firmware_left_in_tags_and_data_never_reaches_a_guest() {
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut machine = tags().with_junk(0x4800_0000, 96 << 20);
+        machine.policy = policy;
+        machine.spec.memory_bytes = 256 << 20;
+        let carve_out = machine.spec.geometry().regions.first().unwrap().tags;
+        assert_tags_pass(&run(&machine.with_junk(carve_out.base, carve_out.bytes)));
+    }
+}
+
+#[test]
+fn a_machine_without_a_bundle_says_so() {
+    assert_fatal(&run(&hello().with_bundle(Vec::clear)), "bundle");
+}
+
+#[test]
+fn a_cut_bundle_says_so() {
+    assert_fatal(
+        &run(&hello().with_bundle(|bytes| bytes.truncate(bytes.len() / 2))),
+        "bundle",
+    );
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let broken = hello().with_bundle(|bytes| {
+        let at = bytes
+            .windows(7)
+            .position(|window| window == b"policy ")
+            .unwrap();
+        bytes[at..at + 6].copy_from_slice(b"policx");
+    });
+    let run = run(&broken);
+    assert_fatal(&run, "policx");
+    assert!(
+        run.finished.output.contains("line 2"),
+        "{}",
+        run.transcript()
+    );
+}
+
+#[test]
+fn a_broken_device_tree_says_so() {
+    assert_fatal(
+        &run(&hello().with_dtb(|bytes| bytes[4] = 0xff).within(10)),
+        "device tree",
+    );
+}
+
+#[test]
+fn el1_is_no_place_for_a_hypervisor() {
+    let run = run(&hello().with(&["-M", "virtualization=off"]).within(10));
+    assert_fatal(&run, "EL2");
+}
