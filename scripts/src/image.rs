@@ -54,20 +54,6 @@ pub fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
     Ok(flat)
 }
 
-/// Returns the bytes of memory that the segments of an ELF span, the zeroed end included.
-///
-/// # Errors
-/// As of [`flatten`].
-pub fn memory_span(elf: &[u8]) -> Result<u64> {
-    let segments = segments(elf)?;
-    let base = segments.iter().map(|s| s.address).min().unwrap_or(0);
-    Ok(segments
-        .iter()
-        .map(|s| s.address - base + s.memory_bytes)
-        .max()
-        .unwrap_or(0))
-}
-
 /// Returns the bytes of text and data in an ELF: its segments in the file, without the gaps between them.
 ///
 /// # Errors
@@ -281,7 +267,6 @@ mod tests {
         elf[second + 24..second + 32].copy_from_slice(&0x1010u64.to_le_bytes());
         elf[second + 40..second + 48].copy_from_slice(&0x100u64.to_le_bytes());
         assert_eq!(flatten(&elf).unwrap(), b"head\0\0\0\0\0\0\0\0\0\0\0\0text");
-        assert_eq!(memory_span(&elf).unwrap(), 0x110);
         assert_eq!(text_and_data(&elf).unwrap(), 8);
     }
 

@@ -302,6 +302,7 @@ fn configuration(dir: &Path) -> Result<String> {
          APT::Sandbox::User \"root\";\nAPT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; \"arm64\"; }};\n\
          APT::Get::AllowUnauthenticated \"false\";\nAcquire::AllowInsecureRepositories \"false\";\n\
          Acquire::Languages \"none\";\nAcquire::GzipIndexes \"true\";\nAcquire::Retries \"2\";\n\
+         APT::Update::Error-Mode \"any\";\n\
          Binary::apt::APT::Keep-Downloaded-Packages \"true\";\n"
     ))
 }

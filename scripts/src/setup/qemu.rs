@@ -130,7 +130,7 @@ fn system_line() -> String {
     };
     let identity = program
         .metadata()
-        .map(|meta| format!("{} {}", meta.len(), meta.mtime()))
+        .map(|meta| format!("{} {} {}", meta.len(), meta.mtime(), meta.ino()))
         .unwrap_or_default();
     format!("system {} {identity}", program.display())
 }
