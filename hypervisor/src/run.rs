@@ -196,17 +196,22 @@ impl Hypervisor {
     /// Chooses the next runnable vCPU after the last one, in turn.
     fn next(&mut self) -> Option<Place> {
         self.wake_due();
-        let places: Vec<Place> = self
-            .vms
-            .iter()
-            .flat_map(|vm| (0..vm.vcpus.len()).map(|vcpu| (vm.index, vcpu)))
-            .filter(|place| {
-                self.vcpu(*place)
-                    .is_some_and(crate::vcpu::Vcpu::is_runnable)
-            })
-            .collect();
-        let after_last = places.iter().find(|place| Some(**place) > self.last);
-        after_last.or(places.first()).copied()
+        let mut first = None;
+        for vm in &self.vms {
+            for (index, _) in vm
+                .vcpus
+                .iter()
+                .enumerate()
+                .filter(|(_, vcpu)| vcpu.is_runnable())
+            {
+                let place = (vm.index, index);
+                if Some(place) > self.last {
+                    return Some(place);
+                }
+                first = first.or(Some(place));
+            }
+        }
+        first
     }
 
     fn vcpu(&self, (vm, vcpu): Place) -> Option<&crate::vcpu::Vcpu> {
