@@ -166,8 +166,11 @@ fn data_abort<C: Cpu>(abort: DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<
     match (abort.fault, abort.ipa_page) {
         (Stage2Fault::TagAccess, _) => tag_access(external, abort.far.unwrap_or(0), vm, vcpu, env),
         (_, Some(page)) if is_ram(vm, page) => page_fault(page, vm, env),
-        // Maintenance of what has no cache lines: there is nothing to do.
-        (Stage2Fault::Translation { .. }, Some(_)) if abort.cache_maintenance => {
+        // Maintenance of what has no cache lines: there is nothing to do. An AT reports the same, but only ever from its
+        // table walk, and has a result to give: it falls through.
+        (Stage2Fault::Translation { .. }, Some(_))
+            if abort.cache_maintenance && !abort.on_stage1_walk =>
+        {
             skip(vm, vcpu);
             Next::Resume
         }
@@ -387,6 +390,7 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
             if let Some(target) = vm.vcpus.get_mut(target) {
                 target.power_on(entry, context);
             }
+            vm.vgic.set_ppi_level(target, PHYSICAL_TIMER_INTID, false);
         }
         Outcome::CpuOff => {
             state.power = VcpuPower::Off;
@@ -410,11 +414,11 @@ fn wait_for_event<C: Cpu>(wait: Wait, vm: &mut Vm, vcpu: usize, env: &mut Env<'_
         WaitKind::Wfi => wait_until(None, vm, vcpu, env),
         WaitKind::Wfit => {
             let context = vm.vcpus.get(vcpu).map(|vcpu| &vcpu.context);
-            let at = wait
-                .deadline_register
-                .zip(context)
-                .map(|(rt, context)| context.register(rt));
-            wait_until(at, vm, vcpu, env)
+            match wait.deadline_register.zip(context) {
+                Some((rt, context)) => wait_until(Some(context.register(rt)), vm, vcpu, env),
+                // ISS.RV = 0: a sleep would have no end, so there is none. WFIT may always end early.
+                None => Next::Yield,
+            }
         }
         // An event may come from anywhere: give way, but do not sleep.
         WaitKind::Wfe | WaitKind::Wfet => Next::Yield,

@@ -88,12 +88,10 @@ impl Vcpu {
     }
 
     /// Turns the vCPU on: EL1h, interrupts masked, MMU and caches off, `argument` in X0 (PSCI CPU_ON; `booting.rst`).
+    ///
+    /// What it held in list registers is back in the GIC since it was switched out; its CPU interface begins anew.
     pub fn power_on(&mut self, entry: u64, argument: u64) {
-        let lrs = core::mem::replace(&mut self.lrs, ListRegisters::new(1));
-        *self = Self {
-            lrs,
-            ..Self::new(1)
-        };
+        *self = Self::new(self.lrs.count());
         self.context.pc = entry;
         self.context.pstate = spsr::DAIF | spsr::EL1H;
         self.context.set_register(0, argument);

@@ -1,0 +1,493 @@
+//! A VM's life: loaded as its device tree says, its vCPUs on and off by PSCI, its end, and all memory back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
+
+mod support;
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node as _, Property as _};
+use hypervisor::config::VmConfig;
+use hypervisor::devices::vpsci::VcpuPower;
+use hypervisor::exit::{Next, PHYSICAL_TIMER_INTID};
+use hypervisor::image::PlacementError;
+use hypervisor::report::End;
+use hypervisor::traps::sysreg::VcpuSysRegs;
+use hypervisor::vcpu::Wake;
+use hypervisor::vm::{Images, StartError, Vm};
+use stage2::account::MachineAccount;
+use stage2::addr::PAGE_SIZE;
+use stage2::fakes::SimMachine;
+use stage2::guest::{MemError, Policy};
+use support::*;
+
+const CPU_ON: u64 = 0xc400_0003;
+const CPU_OFF: u64 = 0x8400_0002;
+const AFFINITY_INFO: u64 = 0xc400_0004;
+const SYSTEM_OFF: u64 = 0x8400_0008;
+const SYSTEM_RESET: u64 = 0x8400_0009;
+const SYSTEM_RESET2: u64 = 0xc400_0012;
+const CPU_SUSPEND: u64 = 0xc400_0001;
+const ENTRY: u64 = BASE + 0x12_3454;
+
+fn answer(rig: &mut Rig, x: [u64; 4]) -> i64 {
+    assert_eq!(rig.hvc(x), Next::Resume);
+    rig.context().x[0] as i64
+}
+
+// Rows 8 and 9: PSCI by HVC.
+
+#[test]
+fn cpu_on_starts_a_vcpu_at_its_entry_with_the_registers_of_a_reset() {
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(rig.hvc_of(1, [CPU_OFF, 0, 0, 0]), Next::Yield);
+    let context = rig.context().clone();
+    assert_eq!(
+        answer(&mut rig, [CPU_ON, 1, ENTRY, 0xdead_beef_0000_0001]),
+        0
+    );
+    assert_eq!(rig.context().pc, context.pc, "HVC is done already");
+    let target = rig.vcpu(1);
+    let mut x = [0; 31];
+    x[0] = 0xdead_beef_0000_0001;
+    assert_eq!((target.context.x, target.context.pc), (x, ENTRY));
+    assert_eq!(target.context.pstate, 0x3c5, "EL1h, DAIF");
+    assert_eq!(target.sysregs, VcpuSysRegs::RESET);
+    assert!(target.fresh && target.is_runnable());
+}
+
+#[test]
+fn cpu_on_leaves_nothing_of_the_vcpu_s_earlier_life() {
+    let mut rig = Rig::new(Policy::Lazy);
+    let ctl = (3, 3, 14, 2, 1);
+    rig.vcpu(1).context.x[3] = 1;
+    rig.exit_of((0, 1), sysreg(ctl, 3, false), 0, 0);
+    let pending = |rig: &Rig| {
+        use hypervisor::devices::vgic::VgicFrame;
+        let ispendr = rig.vms[0].vgic.read(VgicFrame::Redist(1), 0x1_0200, 4);
+        ispendr >> PHYSICAL_TIMER_INTID & 1
+    };
+    assert_eq!(pending(&rig), 1, "its physical timer has fired");
+    let target = rig.vcpu(1);
+    (target.lrs.vmcr, target.lrs.ap1r[0]) = (0xff00_0002, 1 << 20);
+    rig.hvc_of(1, [CPU_OFF, 0, 0, 0]);
+    assert_eq!(answer(&mut rig, [CPU_ON, 1, ENTRY, 0]), 0);
+    assert_eq!(pending(&rig), 0, "a timer that is off has no level");
+    let target = rig.vcpu(1);
+    assert_eq!(target.physical_timer, Default::default());
+    // Groups off, all priorities masked, none active (IHI 0069: ICC_IGRPEN1, ICC_PMR, ICC_AP1R).
+    assert_eq!((target.lrs.vmcr, target.lrs.ap1r), (0, [0; 4]));
+    assert_eq!(target.lrs.count(), 4, "as the hardware has");
+}
+
+#[test]
+fn cpu_on_refuses_what_is_not_a_vcpu_that_is_off_and_an_entry_in_ram() {
+    let mut rig = Rig::new(Policy::Lazy);
+    let table = [
+        ([CPU_ON, 0, ENTRY, 0], -4, "itself"),
+        ([CPU_ON, 1, ENTRY, 0], -4, "a vCPU that is on"),
+        ([CPU_ON, 2, ENTRY, 0], -2, "no vCPU"),
+        ([CPU_ON, 0x100, ENTRY, 0], -2, "no vCPU"),
+        ([CPU_ON, 1 << 31, ENTRY, 0], -2, "MPIDR_EL1 with RES1"),
+        ([CPU_ON, u64::MAX, ENTRY, 0], -2, "no affinity"),
+    ];
+    for (x, code, what) in table {
+        assert_eq!(answer(&mut rig, x), code, "{what}");
+    }
+    rig.hvc_of(1, [CPU_OFF, 0, 0, 0]);
+    for entry in [
+        0,
+        ENTRY + 1,
+        ENTRY + 2,
+        BASE - 4,
+        BASE + 8 * MIB,
+        u64::MAX - 3,
+    ] {
+        assert_eq!(answer(&mut rig, [CPU_ON, 1, entry, 0]), -9, "{entry:#x}");
+    }
+    assert_eq!(rig.vcpu(1).power, VcpuPower::Off);
+    let last = BASE + 8 * MIB - 4;
+    assert_eq!(answer(&mut rig, [CPU_ON, 1, last, 0]), 0);
+    assert_eq!(answer(&mut rig, [CPU_ON, 1, last, 0]), -4);
+}
+
+#[test]
+fn a_32_bit_caller_s_arguments_are_32_bits_wide() {
+    let mut rig = Rig::new(Policy::Lazy);
+    rig.hvc_of(1, [CPU_OFF, 0, 0, 0]);
+    let high = 0xffff_ffff_0000_0000;
+    let id = CPU_ON & !(1 << 30);
+    assert_eq!(
+        answer(&mut rig, [high | id, high | 1, high | ENTRY, high | 5]),
+        0
+    );
+    assert_eq!(
+        (rig.vcpu(1).context.pc, rig.vcpu(1).context.x[0]),
+        (ENTRY, 5)
+    );
+}
+
+#[test]
+fn affinity_info_follows_on_and_off() {
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(answer(&mut rig, [AFFINITY_INFO, 1, 0, 0]), 0);
+    rig.hvc_of(1, [CPU_OFF, 0, 0, 0]);
+    assert_eq!(answer(&mut rig, [AFFINITY_INFO, 1, 0, 0]), 1);
+    assert_eq!(
+        answer(&mut rig, [AFFINITY_INFO, 0, 1, 0]),
+        0,
+        "a cluster of which one is on"
+    );
+    assert_eq!(answer(&mut rig, [AFFINITY_INFO, 7, 0, 0]), -2);
+    assert_eq!(answer(&mut rig, [AFFINITY_INFO, 0, 4, 0]), -2);
+}
+
+#[test]
+fn the_last_cpu_off_ends_the_vm_and_not_the_others() {
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(rig.hvc([CPU_OFF, 0, 0, 0]), Next::Yield);
+    assert!(!rig.vcpu(0).is_runnable());
+    assert!(rig.vcpu(1).is_runnable());
+    assert_eq!(rig.hvc_of(1, [CPU_OFF, 0, 0, 0]), Next::End(End::Off));
+    assert!(rig.vms[1].vcpus[0].is_runnable());
+}
+
+#[test]
+fn system_off_and_reset_end_the_vm_from_any_vcpu() {
+    for (x, end) in [
+        ([SYSTEM_OFF, 0, 0, 0], End::Off),
+        ([SYSTEM_RESET, 0, 0, 0], End::Reset),
+        ([SYSTEM_RESET2, 0, 0, 0], End::Reset),
+    ] {
+        let mut rig = Rig::new(Policy::Lazy);
+        assert_eq!(rig.hvc_of(1, x), Next::End(end));
+    }
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(answer(&mut rig, [SYSTEM_RESET2, 1 << 31, 0, 0]), -2);
+}
+
+#[test]
+fn cpu_suspend_waits_like_wfi_and_returns_success() {
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(rig.hvc([CPU_SUSPEND, 0, 0, 0]), Next::Yield);
+    assert_eq!((rig.context().x[0], rig.context().pc), (0, PC));
+    assert_eq!(rig.vcpu(0).waiting, Some(Wake { at: None }));
+    for (x, code) in [
+        ([CPU_SUSPEND, 1 << 20, 0, 0], -2),
+        ([CPU_SUSPEND, 1 << 16, 3, 0], -9),
+    ] {
+        let mut rig = Rig::new(Policy::Lazy);
+        assert_eq!(answer(&mut rig, x), code);
+        assert_eq!(rig.vcpu(0).waiting, None);
+    }
+}
+
+// Loading.
+
+fn property(fdt: &[u8], path: &str, name: &str) -> Option<Vec<u8>> {
+    let fdt = Fdt::new(fdt).unwrap();
+    let node = fdt.find_node(path).unwrap_or_else(|| panic!("no {path}"));
+    let found = node.property(name);
+    found.map(|property| property.value().to_vec())
+}
+
+fn number(fdt: &[u8], path: &str, name: &str, at: usize) -> u64 {
+    let value = property(fdt, path, name).unwrap();
+    u64::from_be_bytes(value[8 * at..8 * at + 8].try_into().unwrap())
+}
+
+/// The device tree that X0 of the boot vCPU points to, as the guest finds it.
+fn device_tree(rig: &Rig) -> Vec<u8> {
+    let at = rig.vms[0].vcpus[0].context.x[0];
+    let header = rig.ram(0, at, 8);
+    assert_eq!(header[..4], [0xd0, 0x0d, 0xfe, 0xed]);
+    let bytes = u32::from_be_bytes(header[4..].try_into().unwrap());
+    rig.ram(0, at, bytes.into())
+}
+
+fn load(rig: &mut Rig, config: VmConfig, images: Images<'_>) -> Result<(), StartError> {
+    let mut vm = Vm::new(0, config, &rig.board, &mut rig.host, &mut rig.cpu)?;
+    let result = vm.load(images, &[7; 32], &mut rig.host, &mut rig.cpu);
+    rig.vms = vec![vm];
+    rig.check();
+    result
+}
+
+#[test]
+fn everything_is_where_the_device_tree_says() {
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::empty(policy);
+        let initrd: Vec<u8> = (0..9000_u32).map(|index| (index >> 3) as u8).collect();
+        let images = Images {
+            kernel: &kernel(),
+            initrd: &initrd,
+        };
+        let config = VmConfig {
+            cmdline: "root=/dev/ram0  quiet".into(),
+            ..config("a", 16 * MIB, 3)
+        };
+        load(&mut rig, config, images).unwrap();
+
+        let fdt = device_tree(&rig);
+        let memory = [0, 1].map(|at| number(&fdt, "/memory@40000000", "reg", at));
+        assert_eq!(memory, [BASE, 16 * MIB]);
+        let [start, end] =
+            ["linux,initrd-start", "linux,initrd-end"].map(|name| number(&fdt, "/chosen", name, 0));
+        assert_eq!(rig.ram(0, start, end - start), initrd);
+        let bootargs = property(&fdt, "/chosen", "bootargs").unwrap();
+        assert_eq!(bootargs, b"root=/dev/ram0  quiet\0");
+        assert_eq!(property(&fdt, "/chosen", "rng-seed"), Some(vec![7; 32]));
+        for cpu in 0..3 {
+            let reg = property(&fdt, &format!("/cpus/cpu@{cpu}"), "reg").unwrap();
+            let mpidr = Vm::mpidr(cpu);
+            assert_eq!(
+                u32::from_be_bytes(reg.try_into().unwrap()),
+                mpidr as u32 & 0xff_ffff
+            );
+        }
+        assert_eq!(
+            Fdt::new(&fdt).unwrap().find_node("/cpus/cpu@3").map(drop),
+            None
+        );
+
+        let boot = &rig.vms[0].vcpus[0].context;
+        let (entry, dtb) = (boot.pc, boot.x[0]);
+        assert_eq!(rig.ram(0, entry, kernel().len() as u64), kernel());
+        assert_eq!((boot.x[1..].iter().max(), boot.pstate), (Some(&0), 0x3c5));
+        // booting.rst: the DTB on 8 bytes, within 2 MiB of RAM of its own.
+        assert!(dtb % 8 == 0 && end <= dtb && dtb + 2 * MIB <= BASE + 16 * MIB);
+        let powers: Vec<_> = rig.vms[0].vcpus.iter().map(|vcpu| vcpu.power).collect();
+        assert_eq!(powers, [VcpuPower::On, VcpuPower::Off, VcpuPower::Off]);
+    }
+}
+
+#[test]
+fn what_was_loaded_is_clean_to_memory_and_to_fetches() {
+    // The guest starts with its caches off.
+    let rig = Rig::new(Policy::Lazy);
+    assert!(rig.cpu.dirty.is_empty());
+    assert!(rig.cpu.stale_instructions.is_empty());
+}
+
+#[test]
+fn the_last_page_of_an_image_is_zero_behind_it() {
+    let rig = Rig::new(Policy::Lazy);
+    let entry = BASE + 0x8_0000;
+    let rest = rig.ram(0, entry + 5000, 2 * PAGE_SIZE - 5000);
+    assert!(rest.iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn a_vm_without_initrd_has_none_in_its_device_tree() {
+    let mut rig = Rig::empty(Policy::Lazy);
+    let images = Images {
+        kernel: &kernel(),
+        initrd: &[],
+    };
+    load(&mut rig, config("a", 8 * MIB, 1), images).unwrap();
+    let fdt = device_tree(&rig);
+    assert_eq!(property(&fdt, "/chosen", "linux,initrd-start"), None);
+}
+
+#[test]
+fn what_cannot_start_is_refused_with_the_reason_and_costs_nothing() {
+    let mut rig = Rig::empty(Policy::Lazy);
+    let ledger = rig.ledger();
+    let kernel = kernel();
+    let huge = vec![0; 40 * MIB as usize];
+    let images = |kernel, initrd| Images { kernel, initrd };
+    let table: [(VmConfig, Images<'_>, &str); 4] = [
+        (
+            config("a", 2 * MIB, 1),
+            images(&kernel, &[]),
+            "give it more memory",
+        ),
+        (config("a", 8 * MIB, 1), images(&[], &[]), "kernel is empty"),
+        (
+            config("a", 64 * MIB, 1),
+            images(&huge, &huge[..30 * MIB as usize]),
+            "give it more memory",
+        ),
+        (
+            VmConfig {
+                cmdline: "a\0b".into(),
+                ..config("a", 8 * MIB, 1)
+            },
+            images(&kernel, &[]),
+            "NUL",
+        ),
+    ];
+    for (config, images, reason) in table {
+        let error = load(&mut rig, config, images).unwrap_err();
+        assert!(error.to_string().contains(reason), "{error}");
+        let mut vm = rig.vms.pop().unwrap();
+        vm.finish(End::Refused, &mut rig.host, &mut rig.cpu)
+            .unwrap();
+        assert_eq!(rig.ledger(), ledger, "{reason}");
+    }
+}
+
+#[test]
+fn a_vm_whose_images_find_no_memory_is_refused_and_gives_back_what_it_had() {
+    let mut rig = Rig::empty(Policy::Lazy);
+    rig.start(config("large", 128 * MIB, 1));
+    let mut pieces = (0..64).map(|piece| BASE + piece * 2 * MIB);
+    while rig.exit(TRANSLATION, 0, pieces.next().unwrap()) == Next::Resume {}
+    let ledger = rig.ledger();
+    let small = config("small", 8 * MIB, 1);
+    let mut vm = Vm::new(1, small, &rig.board, &mut rig.host, &mut rig.cpu).unwrap();
+    let images = Images {
+        kernel: &kernel(),
+        initrd: &[],
+    };
+    let error = vm
+        .load(images, &[], &mut rig.host, &mut rig.cpu)
+        .unwrap_err();
+    assert!(error.to_string().contains("no memory left"), "{error}");
+    vm.finish(End::Refused, &mut rig.host, &mut rig.cpu)
+        .unwrap();
+    rig.check();
+    assert_eq!(rig.ledger(), ledger);
+}
+
+#[test]
+fn no_vm_takes_a_vmid_that_there_is_not_or_ram_that_stage_2_does_not_reach() {
+    let mut rig = Rig::empty(Policy::Lazy);
+    for index in [
+        usize::from(u16::MAX),
+        usize::from(u16::MAX) - 1,
+        1 << 16,
+        usize::MAX,
+    ] {
+        let config = config("a", 8 * MIB, 1);
+        let made = Vm::new(index, config, &rig.board, &mut rig.host, &mut rig.cpu);
+        assert_eq!(made.map(drop), Err(StartError::TooMany));
+    }
+    for memory in [0, 4097, 64 << 30, !0xfff] {
+        let config = config("a", memory, 1);
+        let made = Vm::new(0, config, &rig.board, &mut rig.host, &mut rig.cpu);
+        let refused = matches!(made, Err(StartError::Memory(MemError::BadRam { .. })));
+        assert!(refused, "{memory:#x}");
+    }
+    let made = Vm::new(
+        0,
+        config("a", 8 * MIB, 0),
+        &rig.board,
+        &mut rig.host,
+        &mut rig.cpu,
+    );
+    assert!(matches!(made, Err(StartError::Gic(_))));
+    assert_eq!(rig.ledger().owned + rig.ledger().tables, 0);
+    assert!(matches!(
+        hypervisor::image::place(&[], 0, 0),
+        Err(PlacementError::Empty)
+    ));
+}
+
+// The end: rows 9 and 47.
+
+/// A VM's part of the report, to compare.
+fn figures(info: &hypervisor::report::VmInfo) -> String {
+    format!("{info:?}")
+}
+
+/// Touches pages and tags all over VM 0's RAM.
+fn use_memory(rig: &mut Rig) {
+    for page in (0..5 * MIB).step_by(0x2_3000) {
+        rig.run(BASE + page, |sim, guest, ipa| sim.store(guest, ipa, 0xaa));
+        if page % 0x4_6000 == 0 {
+            rig.run(BASE + page, |sim, guest, ipa| sim.stg(guest, ipa, 0xa));
+        }
+    }
+}
+
+#[test]
+fn a_vm_that_ends_gives_all_back_however_often() {
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::empty(policy);
+        let before = rig.host.account();
+        for _ in 0..if is_full() { 100 } else { 5 } {
+            rig.start(config("a", 8 * MIB, 2));
+            use_memory(&mut rig);
+            let during = rig.vms[0].info();
+            let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
+            vm.finish(End::Off, host, cpu).unwrap();
+            rig.mapped = None;
+            rig.check();
+            assert_eq!(rig.host.account(), before, "{policy:?}");
+            // Its report stays, and ending it again changes nothing.
+            let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
+            let end = Some(End::Off);
+            let expected = hypervisor::report::VmInfo { end, ..during };
+            assert_eq!(figures(&vm.info()), figures(&expected));
+            vm.finish(End::Crashed, host, cpu).unwrap();
+            assert_eq!(vm.info().end, end);
+            assert!(vm.vcpus.iter().all(|vcpu| !vcpu.is_runnable()));
+            rig.vms.clear();
+            rig.cpu.stage1.clear();
+        }
+    }
+}
+
+#[test]
+fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::new(policy);
+        let (fresh, account) = (rig.vms[0].info(), rig.host.account());
+        let neighbour = format!("{:?}", (&rig.vms[1].vcpus, rig.vms[1].info()));
+        use_memory(&mut rig);
+        rig.exit(0x01 << 26 | IL, 0, 0);
+        let images = Images {
+            kernel: &kernel(),
+            initrd: &[],
+        };
+        let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
+        vm.reset(&rig.board, host, cpu).unwrap();
+        vm.load(images, &[7; 32], host, cpu).unwrap();
+        rig.mapped = None;
+        rig.check();
+
+        let vm = &rig.vms[0];
+        let info = vm.info();
+        assert_eq!(format!("{:?}", info.pages), format!("{:?}", fresh.pages));
+        assert_eq!(info.reserved_bytes, fresh.reserved_bytes);
+        // It keeps its chunks, and no more: the rest is as at its start.
+        let now = rig.host.account();
+        let rest = |of: MachineAccount| (of.reserved, of.tables, of.metadata, of.reclaimed);
+        assert_eq!(rest(now), rest(account), "{policy:?}");
+        assert_eq!(now.ledger.sum(), now.discovered);
+        let boot = &vm.vcpus[0];
+        assert_eq!((boot.context.pc, boot.waiting), (BASE + 0x8_0000, None));
+        assert!(boot.fresh && boot.is_runnable() && vm.vcpus[1].power == VcpuPower::Off);
+        assert_eq!(
+            format!("{:?}", (&rig.vms[1].vcpus, rig.vms[1].info())),
+            neighbour
+        );
+        let (data, _) = rig.run(BASE + 0x2_3000, SimMachine::load);
+        let (tag, _) = rig.run(BASE, SimMachine::ldg);
+        assert_eq!((data, tag), (0, 0));
+    }
+}
+
+#[test]
+fn an_exit_of_a_vm_that_has_ended_changes_nothing() {
+    let mut rig = Rig::new(Policy::Lazy);
+    let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
+    vm.finish(End::Off, host, cpu).unwrap();
+    let account = rig.host.account();
+    assert_eq!(rig.exit(TRANSLATION, BASE, BASE), Next::Yield);
+    assert_eq!(rig.exit(TAG_ACCESS, BASE, 0), Next::Resume);
+    assert_eq!(rig.host.account(), account);
+    let images = Images {
+        kernel: &kernel(),
+        initrd: &[],
+    };
+    let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
+    let loaded = vm.load(images, &[], host, cpu);
+    assert!(matches!(
+        loaded,
+        Err(StartError::Memory(MemError::NotRam(_)))
+    ));
+}
