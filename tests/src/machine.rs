@@ -109,6 +109,16 @@ impl Machine {
         command
             .args(["-serial", "stdio", "-monitor", "none"])
             .args(&self.arguments);
+        for (number, junk) in self.junk.iter().enumerate() {
+            let file = folder.path().join(format!("junk-{number}"));
+            std::fs::write(&file, vec![0x5a; usize::try_from(junk.bytes)?])?;
+            let at = format!(
+                "loader,addr={:#x},force-raw=on,file={}",
+                junk.base,
+                file.display()
+            );
+            command.args(["-device", &at]);
+        }
         if !self.spec.stock_tags {
             command
                 .env("TAGVISOR_PRELOAD", carveout()?)
