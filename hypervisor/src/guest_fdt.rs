@@ -11,11 +11,11 @@ use core::ops::Range;
 
 use dtoolkit::ToPropertyValue;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use stage2::addr::PAGE_SIZE;
 
 use crate::devices::{AFFINITY_MASK, mmio};
+use crate::image::RAM_BASE;
 
-/// Where a guest's RAM begins.
-pub const RAM_BASE: u64 = 0x4000_0000;
 /// The clock of QEMU virt's UART, in Hz.
 pub const UART_CLOCK_HZ: u32 = 24_000_000;
 /// The most a device tree may take: Linux maps no more of it (arm64 `booting.rst`).
@@ -128,7 +128,7 @@ pub fn build(machine: &GuestMachine<'_>) -> Result<Vec<u8>, FdtError> {
 fn check(machine: &GuestMachine<'_>) -> Result<(), FdtError> {
     let bytes = machine.memory_bytes;
     let end = RAM_BASE.checked_add(bytes);
-    let Some(end) = end.filter(|_| bytes != 0 && bytes.is_multiple_of(4096)) else {
+    let Some(end) = end.filter(|_| bytes != 0 && bytes.is_multiple_of(PAGE_SIZE)) else {
         return Err(FdtError::Memory(bytes));
     };
     if machine.mpidrs.is_empty() {

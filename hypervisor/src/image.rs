@@ -7,14 +7,17 @@
 
 use core::fmt;
 
+use stage2::addr::PAGE_SIZE;
+
+use crate::guest_fdt::MAX_FDT_BYTES;
+
 /// First address of guest RAM (QEMU virt's).
 pub const RAM_BASE: u64 = 0x4000_0000;
 /// Offset of a raw image from [`RAM_BASE`]; 64 KiB aligned.
 pub const RAW_OFFSET: u64 = 0x8_0000;
 
 const MIB: u64 = 1 << 20;
-const DTB_AREA: u64 = 2 * MIB;
-const PAGE: u64 = 4096;
+const DTB_AREA: u64 = MAX_FDT_BYTES as u64;
 const HEADER_BYTES: usize = 64;
 const MAGIC_AT: usize = 56;
 const MAGIC: &[u8] = b"ARM\x64";
@@ -104,7 +107,7 @@ fn word(header: &[u8], at: usize) -> u64 {
 /// The kernel is no kernel, or they do not fit.
 pub fn place(kernel: &[u8], initrd_bytes: u64, memory: u64) -> Result<Placement, PlacementError> {
     let (offset, bytes) = extent(kernel)?;
-    let initrd_room = initrd_bytes.checked_next_multiple_of(PAGE);
+    let initrd_room = initrd_bytes.checked_next_multiple_of(PAGE_SIZE);
     let needed = [Some(bytes), initrd_room, Some(DTB_AREA)]
         .into_iter()
         .try_fold(offset, |sum, part| sum.checked_add(part?))
@@ -214,7 +217,7 @@ mod tests {
             if let Ok(at) = place(&linux(offset, size, 0), initrd, memory) {
                 prop_assert!(at.kernel >= RAM_BASE && at.kernel + size.max(4096) <= at.initrd);
                 prop_assert!(at.initrd + initrd <= at.dtb && at.dtb + DTB_AREA == RAM_BASE + memory);
-                prop_assert!(at.initrd.is_multiple_of(PAGE));
+                prop_assert!(at.initrd.is_multiple_of(PAGE_SIZE));
             }
         }
     }

@@ -9,10 +9,8 @@ use core::fmt;
 use core::ops::Range;
 
 use platform::{Machine, ReservedBy};
-use stage2::addr::{PhysAddr, PhysRange};
+use stage2::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use stage2::region::{Dram, MemoryMap, Occupant, Occupied, RegionError, TagRegion, TagRegionDesc};
-
-const PAGE: u64 = 4096;
 
 /// What the boot loader put into DRAM.
 #[derive(Clone, Debug, Default)]
@@ -69,27 +67,42 @@ pub struct Layout {
     pub heap: Range<u64>,
 }
 
-/// No memory for EL2 itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoRoom {
-    /// Bytes of contiguous DRAM needed.
-    pub bytes: u64,
+/// Why EL2 cannot live in this DRAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// There is no room for the heap.
+    NoRoom {
+        /// Bytes of contiguous DRAM needed.
+        bytes: u64,
+    },
+    /// Our image lies in memory that holds tags: a guest's tags would overwrite it.
+    ImageInTagStorage {
+        /// The image.
+        image: Range<u64>,
+    },
 }
 
-impl fmt::Display for NoRoom {
+impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "no {} KiB of contiguous DRAM left for the hypervisor itself: give the machine more memory, or load less into it",
-            self.bytes >> 10
-        )
+        match self {
+            Self::NoRoom { bytes } => write!(
+                f,
+                "no {} KiB of contiguous DRAM left for the hypervisor itself: give the machine more memory, or load less into it",
+                bytes >> 10
+            ),
+            Self::ImageInTagStorage { image } => write!(
+                f,
+                "the hypervisor at [{:#x}, {:#x}) lies in tag storage: load it elsewhere",
+                image.start, image.end
+            ),
+        }
     }
 }
 
 /// Bytes of heap for a machine: 1 MiB and 1/1024 of its DRAM, which bounds the metadata (4 bytes a frame).
 #[must_use]
 pub fn heap_bytes(memory: u64) -> u64 {
-    ((1 << 20) + memory / 1024).next_multiple_of(PAGE)
+    ((1 << 20) + memory / 1024).next_multiple_of(PAGE_SIZE)
 }
 
 impl Layout {
@@ -97,21 +110,10 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// No room for the heap.
-    pub fn new(machine: &Machine, loaded: &Loaded) -> Result<Self, NoRoom> {
-        let dram: Vec<Dram> = machine
-            .memory
-            .iter()
-            .filter_map(|memory| {
-                let range = phys_range(&(memory.range.base()..memory.range.end()))?;
-                Some(Dram {
-                    range,
-                    taggable: memory.taggable,
-                })
-            })
-            .collect();
+    /// No room for the heap, or our image lies in tag storage.
+    pub fn new(machine: &Machine, loaded: &Loaded) -> Result<Self, Unusable> {
         let mut map = MemoryMap {
-            dram,
+            dram: dram(machine),
             occupied: occupied(machine, loaded),
         };
         let (regions, refused) = regions(machine, &mut map);
@@ -122,6 +124,7 @@ impl Layout {
             .collect();
         let foreign: Vec<Range<u64>> = ranges(&map, |by| by != Occupant::Loaded).collect();
         let image = core::slice::from_ref(&loaded.image);
+        check_image(&loaded.image, &map, &storage)?;
         let all = |only_taggable: bool| {
             map.dram
                 .iter()
@@ -147,6 +150,32 @@ impl Layout {
     }
 }
 
+fn dram(machine: &Machine) -> Vec<Dram> {
+    let dram = machine.memory.iter().filter_map(|memory| {
+        let range = phys_range(&(memory.range.base()..memory.range.end()))?;
+        Some(Dram {
+            range,
+            taggable: memory.taggable,
+        })
+    });
+    dram.collect()
+}
+
+/// Refuses an image in tag storage, be it used, static, or of a region that is not even sound: tags may be written to any.
+fn check_image(
+    image: &Range<u64>,
+    map: &MemoryMap,
+    storage: &[Range<u64>],
+) -> Result<(), Unusable> {
+    let mut tags = ranges(map, |by| by == Occupant::StaticTags).chain(storage.iter().cloned());
+    if tags.any(|tags| tags.start < image.end && image.start < tags.end) {
+        return Err(Unusable::ImageInTagStorage {
+            image: image.clone(),
+        });
+    }
+    Ok(())
+}
+
 fn phys_range(range: &Range<u64>) -> Option<PhysRange> {
     PhysRange::new(
         PhysAddr::new(range.start),
@@ -161,33 +190,34 @@ fn ranges(map: &MemoryMap, wanted: impl Fn(Occupant) -> bool) -> impl Iterator<I
         .map(|occupied| occupied.range.base().get()..occupied.range.end().get())
 }
 
+/// What is taken before anything is decided. A page that is both ours and firmware's is ours.
 fn occupied(machine: &Machine, loaded: &Loaded) -> Vec<Occupied> {
-    let ours = loaded.ranges().filter_map(|range| phys_range(&range));
-    let ours = ours.map(|range| Occupied {
-        range,
-        by: Occupant::Loaded,
-    });
-    let others = machine.reserved.iter().filter_map(|reserved| {
-        let range = phys_range(&(reserved.range.base()..reserved.range.end()))?;
-        let by = match reserved.by {
-            ReservedBy::TagStorage => Occupant::StaticTags,
-            ReservedBy::MemReserve | ReservedBy::Node => Occupant::Firmware,
-        };
-        Some(Occupied { range, by })
-    });
-    // Boot loaders often reserve the DTB and the initrd as well: those stay ours to read.
-    let mut all: Vec<Occupied> = ours.collect();
-    for other in others {
-        let inside_ours = all.iter().any(|own| {
-            own.by == Occupant::Loaded
-                && own.range.base() <= other.range.base()
-                && other.range.end() <= own.range.end()
-        });
-        if !inside_ours {
-            all.push(other);
+    let ours: Vec<Range<u64>> = loaded.ranges().collect();
+    let mut all = occupied_by(Occupant::Loaded, ours.iter().cloned());
+    for reserved in &machine.reserved {
+        let range = reserved.range.base()..reserved.range.end();
+        match reserved.by {
+            // Even what was loaded there is not ours to keep: tags overwrite it.
+            ReservedBy::TagStorage => all.extend(occupied_by(Occupant::StaticTags, [range])),
+            // Boot loaders often reserve the DTB and the initrd as well, rounded up: those stay ours to read.
+            ReservedBy::MemReserve | ReservedBy::Node => {
+                let rest = without(&[whole_pages(&range)], &ours);
+                all.extend(occupied_by(Occupant::Firmware, rest));
+            }
         }
     }
     all
+}
+
+fn occupied_by(by: Occupant, ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Occupied> {
+    let ranges = ranges.into_iter().filter_map(|range| phys_range(&range));
+    ranges.map(|range| Occupied { range, by }).collect()
+}
+
+/// All pages that a range touches; the last page of the address space is none.
+fn whole_pages(range: &Range<u64>) -> Range<u64> {
+    let end = range.end.checked_next_multiple_of(PAGE_SIZE);
+    range.start & !(PAGE_SIZE - 1)..end.unwrap_or(u64::MAX)
 }
 
 /// Validates all regions; the storage of a refused one is marked as static.
@@ -232,7 +262,7 @@ fn place_heap(
     machine: &Machine,
     map: &MemoryMap,
     storage: &[Range<u64>],
-) -> Result<Range<u64>, NoRoom> {
+) -> Result<Range<u64>, Unusable> {
     let bytes = heap_bytes(machine.memory_bytes());
     let taken: Vec<Range<u64>> = ranges(map, |_| true)
         .chain(storage.iter().cloned())
@@ -253,7 +283,7 @@ fn place_heap(
         .rev()
         .find(|range| range.end - range.start >= bytes)
         .map(|range| range.end - bytes..range.end)
-        .ok_or(NoRoom { bytes })
+        .ok_or(Unusable::NoRoom { bytes })
 }
 
 /// Returns `from` less `holes`, in whole pages: a page that a hole touches goes.
@@ -262,18 +292,16 @@ pub fn without(from: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut holes: Vec<Range<u64>> = holes
         .iter()
         .filter(|hole| hole.start < hole.end)
-        .map(|hole| {
-            hole.start & !(PAGE - 1)..hole.end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX)
-        })
+        .map(whole_pages)
         .collect();
     holes.sort_by_key(|hole| hole.start);
     let mut left = Vec::new();
     for range in from {
         let mut at = range
             .start
-            .checked_next_multiple_of(PAGE)
+            .checked_next_multiple_of(PAGE_SIZE)
             .unwrap_or(u64::MAX);
-        let end = range.end & !(PAGE - 1);
+        let end = range.end & !(PAGE_SIZE - 1);
         for hole in &holes {
             if hole.start > at {
                 left.push(at..hole.start.min(end));
@@ -314,16 +342,16 @@ mod tests {
         ) {
             let mut start = 0;
             let ranges: Vec<_> = ranges.iter().map(|(gap, pages)| {
-                let from = start + gap * PAGE;
-                start = from + pages * PAGE;
+                let from = start + gap * PAGE_SIZE;
+                start = from + pages * PAGE_SIZE;
                 from..start
             }).collect();
             let holes: Vec<_> = holes.iter().map(|(at, bytes)| *at..at + bytes).collect();
             let left = without(&ranges, &holes);
-            for page in 0..start / PAGE + 2 {
-                let at = page * PAGE;
+            for page in 0..start / PAGE_SIZE + 2 {
+                let at = page * PAGE_SIZE;
                 let free = ranges.iter().any(|range| range.contains(&at))
-                    && !holes.iter().any(|hole| hole.start < hole.end && hole.start < at + PAGE && hole.end > at);
+                    && !holes.iter().any(|hole| hole.start < hole.end && hole.start < at + PAGE_SIZE && hole.end > at);
                 prop_assert_eq!(left.iter().any(|range| range.contains(&at)), free);
             }
         }
