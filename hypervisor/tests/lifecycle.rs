@@ -33,7 +33,9 @@ const CPU_SUSPEND: u64 = 0xc400_0001;
 const ENTRY: u64 = BASE + 0x12_3454;
 
 fn answer(rig: &mut Rig, x: [u64; 4]) -> i64 {
-    assert_eq!(rig.hvc(x), Next::Resume);
+    let next = rig.hvc(x);
+    // A vCPU that has turned another on may let it run first.
+    assert!(goes_on(next) || next == Next::Yield);
     rig.context().x[0] as i64
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use hypervisor::config::VmConfig;
+use hypervisor::config::{Config, VmConfig};
 use hypervisor::cpu::Cpu;
 use hypervisor::devices::vgic::ListRegisters;
 use hypervisor::exit::{Env, MappedPage, Next, handle};
@@ -292,15 +292,19 @@ pub struct Rig {
 
 /// A configuration of a VM with MTE.
 pub fn config(name: &str, memory: u64, vcpus: usize) -> VmConfig {
+    let text = "tagvisor 1\nvm a\nkernel kernel\nmemory 8388608\ncmdline console=ttyAMA0\n";
+    let parsed = Config::parse(text.as_bytes()).unwrap();
     VmConfig {
         name: name.into(),
-        kernel: "kernel".into(),
-        initrd: None,
-        cmdline: "console=ttyAMA0".into(),
         memory,
         vcpus,
-        mte: true,
+        ..parsed.vms[0].clone()
     }
+}
+
+/// Whether the vCPU is to run on.
+pub fn goes_on(next: Next) -> bool {
+    !matches!(next, Next::Yield | Next::End(_) | Next::Fail(_))
 }
 
 impl Rig {
