@@ -6,8 +6,9 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use platform::features::{CpuFeatures, TagSupport};
+use platform::features::{CpuFeatures, NoMteReason, TagSupport};
 use platform::gic::{CpuInterface, Distributor, Redistributor};
 use platform::pl011::Pl011;
 use platform::smccc::Firmware;
@@ -24,7 +25,7 @@ use crate::config::{Config, PolicyChoice};
 use crate::layout::{Layout, Loaded};
 use crate::output::{CONSOLE, init_logger, line};
 use crate::report::{MachineInfo, RegionInfo};
-use crate::run::{Facts, Hypervisor, Interrupts};
+use crate::run::{Facts, Hypervisor, Interrupts, Parts};
 use crate::vm::{Board, policy_name};
 
 /// A line for the person at the console: boot cannot go on.
@@ -58,8 +59,16 @@ fn fatal(text: &str) -> ! {
 
 /// Powers the machine off; where firmware cannot, parks this CPU.
 pub fn power_off() -> ! {
-    if let Some(firmware) = FIRMWARE.get() {
-        let _ = firmware.system_off();
+    match FIRMWARE.get() {
+        Some(firmware) => {
+            let _ = firmware.system_off();
+        }
+        None => {
+            // No device tree has said how. SMC is the one way that leaves EL2; where nobody answers it, it is undefined and
+            // ends in `panic`, quietly.
+            PANICS.store(SILENT, Ordering::Relaxed);
+            let _ = Firmware::assumed().system_off();
+        }
     }
     cpu::park()
 }
@@ -78,21 +87,26 @@ fn read_dtb(dtb: u64) -> Result<Machine, Fatal> {
 
 /// Without a device tree no UART is known: tries the one of QEMU's virt machine.
 fn open_fallback_console() {
-    let uart = FALLBACK_UART..FALLBACK_UART + 0x1000;
-    let mut space = AddressSpace::new();
-    if space.map_image().is_ok() && space.map(uart.clone(), Kind::Device).is_ok() {
-        space.activate();
-        open_console(&uart);
-    }
+    open_console(Some(FALLBACK_UART..FALLBACK_UART + 0x1000));
 }
 
-fn open_console(registers: &Range<u64>) {
-    if let Some(registers) = arch::device(registers) {
+/// Maps our image and the UART alone, and prints from now on: whatever fails later can be said.
+fn open_console(uart: Option<Range<u64>>) {
+    let mut space = AddressSpace::new();
+    let mapped = space.map_image().is_ok()
+        && uart
+            .clone()
+            .is_none_or(|uart| space.map(uart, Kind::Device).is_ok());
+    init_logger();
+    if !mapped {
+        return;
+    }
+    space.activate();
+    if let Some(registers) = uart.as_ref().and_then(arch::device) {
         let mut uart = Pl011::new(registers);
         uart.init();
         CONSOLE.lock().attach(uart);
     }
-    init_logger();
 }
 
 fn range(of: platform::MemRange) -> Range<u64> {
@@ -100,40 +114,35 @@ fn range(of: platform::MemRange) -> Range<u64> {
 }
 
 fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
+    open_console(machine.uart.as_ref().map(|uart| range(uart.range)));
+    find_firmware(machine);
+    banner(machine);
     let loaded = Loaded {
         image: arch::image_range(),
         dtb: dtb..dtb + machine.dtb_bytes as u64,
         bundle: machine.initrd.map(range),
     };
-    let layout = Layout::new(machine, &loaded);
-    activate_map(machine, layout.as_ref().ok())?;
-    match Firmware::new(machine.psci) {
-        Ok(firmware) => {
-            FIRMWARE.call_once(|| firmware);
-        }
-        Err(error) => log::warn!("{error}"),
-    }
-    let layout = layout?;
-    banner(machine);
-    let hw = cpu::id_regs();
-    let features = CpuFeatures::new(&cpu::id_registers());
-    features.check_required()?;
-    let support = features.tag_support(machine);
-    let bundle = open_bundle(machine, &layout)?;
-    let config = Config::parse(bundle.config())?;
-    log::set_max_level(config.log);
+    let layout = Layout::new(machine, &loaded)?;
+    activate_map(machine, &layout)?;
     arch::grow_heap(&layout);
     for refused in &layout.refused {
         log::warn!("{refused}");
     }
+    let hw = cpu::id_regs();
+    let features = CpuFeatures::new(&cpu::id_registers());
+    features.check_required()?;
+    let bundle = open_bundle(machine, &layout)?;
+    let config = Config::parse(bundle.config())?;
+    log::set_max_level(config.log);
+    let (cpu, support) = set_up_tags(machine, &features, &layout);
     let mte = !matches!(support, TagSupport::NoMte(_));
-    cpu::set_up(mte);
-    let cpu = El2::new(&features);
-    if mte && !cpu.tags_work(layout.tagged.first()) {
-        return Err(Fatal("tags written at EL2 do not read back: firmware keeps SCR_EL3.ATA at 0; pass a DTB without tag regions".into()));
-    }
     let policy = choose_policy(config.policy, &support)?;
-    log::info!("policy={} cpu={support}", policy_name(policy));
+    log::info!(
+        "policy={} mte={mte} mte_perm={}",
+        policy_name(policy),
+        features.mte_perm
+    );
+    log::debug!("{support}");
     let board = Board {
         pmu_counters: cpu::pmu_counters(&hw),
         hw,
@@ -157,47 +166,71 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
         policy,
     })?;
     let interrupts = set_up_interrupts(machine)?;
-    Ok(Hypervisor::new(
-        cpu, board, host, interrupts, facts, config, bundle,
+    cpu.interface.deny_sre();
+    Ok(Hypervisor::new(Parts {
+        cpu,
+        board,
+        host,
+        interrupts,
+        facts,
+        config,
+        bundle,
+    }))
+}
+
+fn find_firmware(machine: &Machine) {
+    match Firmware::new(machine.psci) {
+        Ok(firmware) => {
+            FIRMWARE.call_once(|| firmware);
+        }
+        Err(error) => log::warn!("{error}"),
+    }
+}
+
+/// Maps all that there is.
+fn activate_map(machine: &Machine, layout: &Layout) -> Result<(), Fatal> {
+    let mut space = AddressSpace::new();
+    space.map_image().map_err(unmappable)?;
+    let uart = machine.uart.iter().map(|uart| uart.range);
+    let gic = [machine.gic.distributor]
+        .into_iter()
+        .chain(machine.gic.redistributors.iter().copied());
+    for device in gic.chain(uart) {
+        space.map(range(device), Kind::Device).map_err(unmappable)?;
+    }
+    for data in &layout.data {
+        space.map(data.clone(), Kind::Data).map_err(unmappable)?;
+    }
+    for tagged in &layout.tagged {
+        space
+            .map(tagged.clone(), Kind::Tagged)
+            .map_err(unmappable)?;
+    }
+    space.activate();
+    Ok(())
+}
+
+fn unmappable(bad: arch::linear::Unmappable) -> Fatal {
+    Fatal(format!(
+        "[{:#x}, {:#x}) cannot be mapped at EL2: 46 bits are the limit",
+        bad.start, bad.end
     ))
 }
 
-/// Maps what there is and opens the console. Without a layout only the image and the console, for the message.
-fn activate_map(machine: &Machine, layout: Option<&Layout>) -> Result<(), Fatal> {
-    let mut space = AddressSpace::new();
-    let unmappable = |bad: arch::linear::Unmappable| {
-        Fatal(format!(
-            "[{:#x}, {:#x}) cannot be mapped at EL2: 46 bits are the limit",
-            bad.start, bad.end
-        ))
-    };
-    space.map_image().map_err(unmappable)?;
-    let uart = machine.uart.as_ref().map(|uart| range(uart.range));
-    let gic = [machine.gic.distributor]
-        .into_iter()
-        .chain(machine.gic.redistributors.iter().copied())
-        .map(range);
-    let devices = gic.chain(uart.clone()).map(|range| (range, Kind::Device));
-    let data = layout
-        .iter()
-        .flat_map(|layout| layout.data.iter().cloned())
-        .map(|range| (range, Kind::Data));
-    let mut refused = None;
-    for (range, kind) in devices.chain(data) {
-        refused = space.map(range, kind).err().or(refused);
+/// Sets this CPU up, and makes sure that tags work before anybody is promised any.
+fn set_up_tags(machine: &Machine, features: &CpuFeatures, layout: &Layout) -> (El2, TagSupport) {
+    let support = features.tag_support(machine);
+    let mte = !matches!(support, TagSupport::NoMte(_));
+    cpu::set_up(mte);
+    let cpu = El2::new(features);
+    if !mte || cpu.tags_work(layout.tagged.first()) {
+        return (cpu, support);
     }
-    for range in layout
-        .iter()
-        .flat_map(|layout| layout.tagged.iter().cloned())
-    {
-        refused = space.map(range, Kind::Tagged).err().or(refused);
-    }
-    space.activate();
-    match &uart {
-        Some(uart) => open_console(uart),
-        None => init_logger(),
-    }
-    refused.map_or(Ok(()), |bad| Err(unmappable(bad)))
+    log::warn!(
+        "tags written at EL2 do not read back: firmware keeps SCR_EL3.ATA at 0; no guest gets MTE"
+    );
+    cpu::set_up(false);
+    (cpu, TagSupport::NoMte(NoMteReason::Firmware))
 }
 
 fn banner(machine: &Machine) {
@@ -216,7 +249,8 @@ fn banner(machine: &Machine) {
 fn open_bundle(machine: &Machine, layout: &Layout) -> Result<Bundle<'static>, Fatal> {
     let Some(initrd) = machine.initrd.map(range) else {
         return Err(Fatal(
-            "no bundle: /chosen names no initrd; pass one made by `tagvisor-tool bundle` as the initrd".into(),
+            "no bundle: /chosen names no initrd; pass one made by `scripts/bundle` as the initrd"
+                .into(),
         ));
     };
     let mapped = layout
@@ -290,12 +324,20 @@ fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
     let mut redistributor = Redistributor::find(frames, machine.gic.stride, mpidr)?;
     redistributor.init();
     CpuInterface::init();
-    let ppis = [
-        Some(machine.timer.virt),
+    let needed = |interrupt: Option<platform::Interrupt>, what: &str| {
+        interrupt.ok_or_else(|| {
+            Fatal(format!(
+                "the device tree names no interrupt for {what}: pass one that does"
+            ))
+        })
+    };
+    let virtual_timer = machine.timer.virt;
+    let hypervisor_timer = needed(
         machine.timer.hyp,
-        machine.gic.maintenance,
-    ];
-    for interrupt in ppis.into_iter().flatten() {
+        "the EL2 physical timer (armv8-timer, 4th)",
+    )?;
+    let maintenance = needed(machine.gic.maintenance, "GIC maintenance")?;
+    for interrupt in [virtual_timer, hypervisor_timer, maintenance] {
         redistributor.enable(interrupt)?;
     }
     let uart = machine.uart.as_ref().and_then(|uart| uart.interrupt);
@@ -304,22 +346,29 @@ fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
     }
     let interrupts = Interrupts {
         redistributor,
-        virtual_timer: machine.timer.virt.intid,
-        hypervisor_timer: machine.timer.hyp.map(|interrupt| interrupt.intid),
-        maintenance: machine.gic.maintenance.map(|interrupt| interrupt.intid),
+        // A PPI: below 32.
+        virtual_timer: virtual_timer.intid as u16,
+        hypervisor_timer: hypervisor_timer.intid,
+        maintenance: maintenance.intid,
         uart: uart.map(|interrupt| interrupt.intid),
     };
     Ok(interrupts)
 }
 
+/// Panics so far, or [`SILENT`].
+static PANICS: AtomicU32 = AtomicU32::new(0);
+const SILENT: u32 = 2;
+
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    use core::sync::atomic::{AtomicBool, Ordering};
-    static PANICKING: AtomicBool = AtomicBool::new(false);
-    if PANICKING.swap(true, Ordering::Relaxed) {
-        cpu::park();
+    match PANICS.fetch_add(1, Ordering::Relaxed) {
+        0 => {
+            arch::steal_console();
+            line(format_args!("[tagvisor] PANIC {info}"));
+            power_off()
+        }
+        // Even the message failed.
+        1 => power_off(),
+        _ => cpu::park(),
     }
-    arch::steal_console();
-    line(format_args!("[tagvisor] PANIC {info}"));
-    power_off()
 }

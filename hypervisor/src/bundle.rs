@@ -55,7 +55,7 @@ impl fmt::Display for BundleError {
             Self::BadMagic { at } => {
                 write!(
                     f,
-                    "no cpio header (newc) at byte {at} of the initrd: pass a bundle made by `tagvisor-tool bundle`"
+                    "no cpio header (newc) at byte {at} of the initrd: pass a bundle made by `scripts/bundle`"
                 )
             }
             Self::BadNumber { at } => write!(

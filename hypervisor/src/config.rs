@@ -37,6 +37,8 @@ pub struct VmConfig {
     pub vcpus: usize,
     /// Whether the guest sees MTE.
     pub mte: bool,
+    /// Random bytes for its first start; empty: it gets none.
+    pub seed: Vec<u8>,
 }
 
 /// The whole configuration.
@@ -206,6 +208,7 @@ impl Config {
             memory: 0,
             vcpus: 1,
             mte: true,
+            seed: Vec::new(),
         });
         Ok(())
     }
@@ -226,7 +229,9 @@ impl Config {
     }
 }
 
-const VM_KEYS: [&str; 6] = ["kernel", "initrd", "cmdline", "memory", "vcpus", "mte"];
+const VM_KEYS: [&str; 7] = [
+    "kernel", "initrd", "cmdline", "memory", "vcpus", "mte", "seed",
+];
 const POLICIES: &[(&str, PolicyChoice)] = &[
     ("auto", PolicyChoice::Auto),
     ("static", PolicyChoice::Static),
@@ -269,6 +274,7 @@ impl VmConfig {
                     .ok_or_else(|| bad(value, "a number of vCPUs: 1 to 8"))?;
             }
             "mte" => self.mte = switch(value)?,
+            "seed" => self.seed = seed(value)?,
             _ => return Err(Problem::UnknownKey(key.to_string())),
         }
         Ok(())
@@ -289,6 +295,28 @@ fn choose<T: Copy>(value: &str, among: &[(&str, T)], expected: &'static str) -> 
 
 fn switch(value: &str) -> Result<bool, Problem> {
     choose(value, &[("on", true), ("off", false)], "on or off")
+}
+
+fn seed(value: &str) -> Result<Vec<u8>, Problem> {
+    let error = || {
+        bad(
+            "the seed",
+            "an even number of hexadecimal digits, at most 128",
+        )
+    };
+    if value.len() > 128 || !value.is_ascii() {
+        return Err(error());
+    }
+    let digits = value.as_bytes().chunks(2);
+    digits
+        .map(|pair| {
+            let pair = core::str::from_utf8(pair)
+                .ok()
+                .filter(|pair| pair.len() == 2)?;
+            u8::from_str_radix(pair, 16).ok()
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(error)
 }
 
 fn report_key(value: &str) -> Result<String, Problem> {
@@ -366,6 +394,14 @@ mod tests {
             (
                 "tagvisor 1\nvm a\nvcpus 0\n",
                 "line 3: `0` is not a number of vCPUs",
+            ),
+            (
+                "tagvisor 1\nvm a\nseed 0g\n",
+                "line 3: `the seed` is not an even number of hexadecimal",
+            ),
+            (
+                "tagvisor 1\nvm a\nseed 000\n",
+                "line 3: `the seed` is not an even number of hexadecimal",
             ),
             ("tagvisor 1\nvm a\nkernel k\n", "VM `a` has no `memory`"),
             (

@@ -36,6 +36,8 @@ pub enum Command {
     Timeout,
     /// `r`: print the report now.
     Report,
+    /// `n`: give the console to the next VM.
+    Next,
     /// `h` or `?`: print what there is.
     Help,
 }
@@ -92,6 +94,13 @@ impl<U: Uart> Console<U> {
     pub fn start(&mut self, mode: Mode, vms: usize) {
         self.mode = mode;
         self.lines.resize_with(vms, Vec::new);
+    }
+
+    /// Shows guest `vm` from now on, if the console is a guest's terminal at all.
+    pub fn show(&mut self, vm: usize) {
+        if let Mode::Interactive { attached } = &mut self.mode {
+            *attached = vm;
+        }
     }
 
     /// Asks for an interrupt when there is input.
@@ -157,6 +166,7 @@ impl<U: Uart> Console<U> {
             b'q' => Some(Input::Command(Command::Quit)),
             b't' => Some(Input::Command(Command::Timeout)),
             b'r' => Some(Input::Command(Command::Report)),
+            b'n' => Some(Input::Command(Command::Next)),
             b'h' | b'?' => Some(Input::Command(Command::Help)),
             ESCAPE | b']' => Some(Input::Guest(ESCAPE)),
             _ => None,
@@ -168,7 +178,10 @@ impl<U: Uart> Console<U> {
             return;
         };
         let control = byte < 0x20 && byte != b'\t' || byte == 0x7f;
-        if !control {
+        // U+0080 to U+009F, in UTF-8 C2 80 to C2 9F, are control characters too: U+009B begins what ESC [ begins.
+        if (0x80..0xa0).contains(&byte) && line.last() == Some(&0xc2) {
+            line.pop();
+        } else if !control {
             line.push(byte);
         }
         if byte == b'\n' || line.len() >= LINE_BYTES {
@@ -226,7 +239,7 @@ impl<U: Uart> Write for Console<U> {
 #[must_use]
 pub fn help() -> String {
     String::from(
-        "Ctrl-] then: q stop all VMs, report, power off; r report now; ] send Ctrl-] itself; h this help",
+        "Ctrl-] then: q stop all VMs, report, power off; r report now; n console of the next VM; ] send Ctrl-] itself; h this help",
     )
 }
 
@@ -284,13 +297,21 @@ mod tests {
     #[test]
     fn a_guest_cannot_begin_a_line_or_forge_a_report_in_batch() {
         let text = printed(Mode::Batch, |console| {
-            send(console, 0, b"\r[tagvisor] INFO lie\x1b[2K\x1ekey {}\n");
+            send(
+                console,
+                0,
+                b"\r[tagvisor] INFO lie\x1b[2K\x1ekey {}\xc2\x9b2K\xc2\xa0\n",
+            );
             send(console, 0, &[b'z'; 3000]);
         });
         for line in text.lines() {
             assert!(line.starts_with("a| "), "{line:?}");
         }
-        assert!(!text.contains('\x1e') && !text.contains('\x1b'));
+        assert!(
+            !text
+                .chars()
+                .any(|c| c.is_control() && c != '\r' && c != '\n')
+        );
     }
 
     #[test]

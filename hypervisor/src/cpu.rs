@@ -25,6 +25,9 @@ pub trait Cpu: Hardware {
     /// Writes CPACR_EL1.
     fn write_cpacr(&mut self, value: u64);
 
+    /// Tells whether the guest's virtual timer does not ask for its interrupt now.
+    fn virtual_timer_is_quiet(&self) -> bool;
+
     /// Stores what the guest may have changed in the virtual CPU interface.
     fn store_list_registers(&mut self, lrs: &mut ListRegisters);
 

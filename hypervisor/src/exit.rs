@@ -19,6 +19,8 @@ use crate::traps::sysreg::{HardwareReg, SgiReg, SysRegContext, SysRegOutcome, Ti
 use crate::vcpu::Wake;
 use crate::vm::Vm;
 
+/// INTID of the virtual timer.
+pub const VIRTUAL_TIMER_INTID: u16 = 27;
 /// INTID of the EL1 physical timer.
 pub const PHYSICAL_TIMER_INTID: u16 = 30;
 
@@ -27,6 +29,8 @@ pub const PHYSICAL_TIMER_INTID: u16 = 30;
 pub enum Next {
     /// Enters the vCPU again.
     Resume,
+    /// The same, after its physical timer has been set anew.
+    Rearm,
     /// Lets another vCPU run: this one waits, or is off, or gave way.
     Yield,
     /// Ends the VM.
@@ -129,6 +133,10 @@ pub fn sync_interrupts(vm: &mut Vm, vcpu: usize, cpu: &mut impl Cpu) {
     if let Some(state) = vm.vcpus.get_mut(vcpu) {
         cpu.store_list_registers(&mut state.lrs);
         vm.vgic.sync(vcpu, &state.lrs);
+        if cpu.virtual_timer_is_quiet() {
+            // The guest has stopped or moved the timer before it took the interrupt.
+            vm.vgic.cancel_hw_ppi(vcpu, VIRTUAL_TIMER_INTID);
+        }
     }
 }
 
@@ -240,10 +248,9 @@ fn tag_access<C: Cpu>(
         }
         Ok(Resolution::Reenter) => Next::Resume,
         Ok(Resolution::Unresolved) | Err(MemError::NotRam(_) | MemError::NotMte) => {
-            log::warn!(
-                "vm={} tag access at va={far:#x} that stage 1 does not translate",
-                vm.config.name
-            );
+            vm.warn_guest(format_args!(
+                "tag access at va={far:#x} that stage 1 does not translate"
+            ));
             give(external, vm, vcpu, env)
         }
         Err(error) => Next::Fail(Failure::Memory(error)),
@@ -314,6 +321,8 @@ fn system_register<C: Cpu>(
         }
         SysRegOutcome::PhysicalTimer { register, write } => {
             physical_timer(register, write, trap.rt, vm, vcpu, env.now);
+            skip(vm, vcpu);
+            return Next::Rearm;
         }
         SysRegOutcome::DeactivateInterrupt(intid) => {
             sync_interrupts(vm, vcpu, env.cpu);
@@ -391,6 +400,7 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
                 target.power_on(entry, context);
             }
             vm.vgic.set_ppi_level(target, PHYSICAL_TIMER_INTID, false);
+            return Next::Yield;
         }
         Outcome::CpuOff => {
             state.power = VcpuPower::Off;

@@ -116,8 +116,8 @@ pub struct Vm {
     pub controls: Controls,
     /// Exits by cause.
     pub exits: Exits,
-    /// The vCPU that ran last on this CPU.
-    pub last_vcpu: Option<usize>,
+    /// Lines about its mistakes that the console has had.
+    pub warnings: u32,
     /// How it ended; none while it lives.
     pub end: Option<End>,
     /// Its figures at its end.
@@ -163,7 +163,7 @@ impl Vm {
             shape,
             controls: controls(&board.hw, shape, board.pmu_counters),
             exits: Exits::default(),
-            last_vcpu: None,
+            warnings: 0,
             end: None,
             last_info: None,
             config,
@@ -278,10 +278,24 @@ impl Vm {
         for vcpu in &mut self.vcpus {
             vcpu.power = VcpuPower::Off;
         }
-        match self.memory.take() {
-            Some(memory) => memory.destroy(host, cpu),
-            None => Ok(()),
+        let destroyed = self
+            .memory
+            .take()
+            .map_or(Ok(()), |memory| memory.destroy(host, cpu));
+        // The next owner of a frame may execute it: no line of it may be left in an instruction cache.
+        cpu.invalidate_instructions();
+        destroyed
+    }
+
+    /// Logs a mistake of the guest, until it has made so many that it only floods the console.
+    pub fn warn_guest(&mut self, what: fmt::Arguments<'_>) {
+        const MOST: u32 = 16;
+        if self.warnings < MOST {
+            log::warn!("vm={} {what}", self.config.name);
+        } else if self.warnings == MOST {
+            log::warn!("vm={} makes more mistakes: not shown", self.config.name);
         }
+        self.warnings = self.warnings.saturating_add(1);
     }
 
     /// Returns MPIDR_EL1 as `vcpu` reads it.

@@ -403,6 +403,8 @@ pub enum StaticReason {
 /// Why guests have no MTE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoMteReason {
+    /// Tags that EL2 writes do not read back: EL3 keeps SCR_EL3.ATA at 0.
+    Firmware,
     /// The weakest CPU has less than FEAT_MTE2.
     Cpu(MteLevel),
     /// LDGM's block size is not valid, or differs between CPUs, which guests would see.
@@ -430,6 +432,9 @@ impl Display for TagSupport {
             Self::NoMte(NoMteReason::Cpu(_)) => "no MTE for guests: a CPU has none",
             Self::NoMte(NoMteReason::Ldgm) => {
                 "no MTE for guests: GMID_EL1 is invalid or differs between CPUs"
+            }
+            Self::NoMte(NoMteReason::Firmware) => {
+                "no MTE for guests: tags do not read back, firmware keeps SCR_EL3.ATA at 0"
             }
             Self::NoMte(NoMteReason::UnknownStorage) => {
                 "no MTE for guests: the DTB does not say where a tag region's storage is"

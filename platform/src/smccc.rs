@@ -55,6 +55,12 @@ impl<C: Call> Psci<C> {
         }
     }
 
+    /// Firmware that no device tree has named: for a last attempt to power off.
+    #[must_use]
+    pub const fn assumed() -> Self {
+        Self(PhantomData)
+    }
+
     /// Asks for the version.
     ///
     /// # Errors

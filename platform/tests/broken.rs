@@ -796,7 +796,7 @@ fn the_address_in_x0_is_checked_before_it_is_read() {
     assert_eq!(check_address(0x4800_0000), Ok(()));
     assert_eq!(
         message(0),
-        "no device tree: x0 was 0 at entry; boot with a DTB (booti ADDR INITRD DTB)"
+        "no device tree: x0 does not point at one; boot with a DTB (booti ADDR INITRD DTB)"
     );
     assert_eq!(
         message(0x4800_0004),

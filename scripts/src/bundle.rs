@@ -53,6 +53,8 @@ pub struct Guest {
     pub mte: bool,
     /// Its kernel command line; empty for none.
     pub cmdline: String,
+    /// Random bytes for its first start, in hexadecimal; empty for none.
+    pub seed: String,
 }
 
 /// All that EL2 is told.
@@ -114,6 +116,9 @@ impl Bundle {
             lines.push(format!("memory {}", guest.memory_bytes));
             lines.push(format!("vcpus {}", guest.vcpus));
             lines.push(format!("mte {}", on_off(guest.mte)));
+            if !guest.seed.is_empty() {
+                lines.push(format!("seed {}", guest.seed));
+            }
             if !guest.cmdline.is_empty() {
                 lines.push(format!("cmdline {}", guest.cmdline));
             }
@@ -236,6 +241,7 @@ mod tests {
             vcpus: 1,
             mte: true,
             cmdline: String::new(),
+            seed: String::new(),
         }
     }
 

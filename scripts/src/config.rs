@@ -201,6 +201,7 @@ impl Config {
             vcpus: 1,
             mte: true,
             cmdline: "console=ttyAMA0".to_owned(),
+            seed: String::new(),
         });
         config.fits().map_err(|text| ConfigError {
             place: "--memory".to_owned(),
@@ -321,6 +322,7 @@ fn guest(source: &Source<'_>, vm: &RawVm, config: &Config) -> Result<Guest, Conf
         vcpus,
         mte: vm.mte,
         cmdline: cmdline.map(|(text, _)| text).unwrap_or_default(),
+        seed: String::new(),
     })
 }
 

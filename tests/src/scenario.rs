@@ -54,6 +54,7 @@ impl Guest {
             vcpus: 1,
             mte: self.mte,
             cmdline: self.cmdline.clone(),
+            seed: String::new(),
         })
     }
 

@@ -126,6 +126,11 @@ impl Cpu for El2 {
         }
     }
 
+    fn virtual_timer_is_quiet(&self) -> bool {
+        // ENABLE and ISTATUS, not IMASK.
+        read_reg!("cntv_ctl_el0") & 7 != 5
+    }
+
     fn write_mdscr(&mut self, value: u64) {
         write_reg!("mdscr_el1", value);
     }
@@ -251,7 +256,32 @@ pub fn set_up(mte: bool) {
     // Debug and performance monitors, unknown at reset: unlocked and off. Guests' accesses to them are trapped.
     write_reg!("oslar_el1", 0);
     write_reg!("mdscr_el1", 0);
+    clear_breakpoints(read_id(5, 0));
+    write_reg!("hstr_el2", 0);
+    if (read_id(4, 0) >> 28) & 0xf != 0 {
+        // VSESR_EL2: what a guest's deferred SError would be told.
+        write_reg!("S3_4_C5_C2_3", 0);
+    }
     instruction!("isb");
+}
+
+/// Disables the breakpoints and watchpoints that firmware or a debugger left; guests may enable monitor debug (MDSCR_EL1.MDE).
+fn clear_breakpoints(dfr0: u64) {
+    let breakpoints = ((dfr0 >> 12) & 0xf) + 1;
+    let watchpoints = ((dfr0 >> 20) & 0xf) + 1;
+    macro_rules! clear {
+        ($($number:literal),*) => {
+            $(
+                if $number < breakpoints {
+                    write_reg!(concat!("dbgbcr", $number, "_el1"), 0);
+                }
+                if $number < watchpoints {
+                    write_reg!(concat!("dbgwcr", $number, "_el1"), 0);
+                }
+            )*
+        };
+    }
+    clear!(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
 /// Takes stage 2 of the last guest out of use, before its tables go.

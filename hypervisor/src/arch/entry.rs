@@ -37,10 +37,14 @@ _head:
     .quad   0, 0, 0
     .ascii  "ARM\x64"
     .long   0
+    // Until the vectors are set: a synchronous exception of EL2 (x0 may point nowhere) comes to VBAR_EL2 = _head + 0x200.
+    .org    0x200
+    b       early_fault
 
     .text
 _start:
     msr     daifset, #15
+    msr     spsel, #1
     mov     x19, x0
     mrs     x0, CurrentEL
     cmp     x0, #(2 << 2)
@@ -52,18 +56,19 @@ _start:
     isb
     mrs     x0, hcr_el2
     tbnz    x0, #34, e2h_is_fixed
+    adrp    x0, _head
+    msr     vbar_el2, x0
+    isb
 
-    // The DTB: x0, or the start of the GiB this image lies in; else 0.
+    // The DTB: x0; if that is 0, the start of the GiB this image lies in. 0 if there is none.
     movz    w2, #0x0dd0
     movk    w2, #0xedfe, lsl #16
-    cbz     x19, 1f
-    tst     x19, #7
-    b.ne    1f
-    ldr     w1, [x19]
-    cmp     w1, w2
-    b.eq    2f
-1:  adrp    x19, _head
+    cbnz    x19, 1f
+    adrp    x19, _head
     and     x19, x19, #~((1 << 30) - 1)
+1:  tst     x19, #7
+    csel    x19, x19, xzr, eq
+    cbz     x19, 2f
     ldr     w1, [x19]
     cmp     w1, w2
     csel    x19, x19, xzr, eq
@@ -217,6 +222,11 @@ e2h_is_fixed:
     adr     x0, 1f
     b       complain
 1:  .asciz  "[tagvisor] FATAL this CPU fixes HCR_EL2.E2H to 1: tagvisor needs FEAT_E2H0\r\n"
+    .balign 4
+early_fault:
+    adr     x0, 1f
+    b       complain
+1:  .asciz  "[tagvisor] FATAL exception before the MMU was on: x0 must be the device tree's address, or 0\r\n"
     .balign 4
 complain:
     mov     x1, #{uart}

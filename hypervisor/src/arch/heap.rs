@@ -2,21 +2,24 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::ptr::NonNull;
 
 use buddy_system_allocator::Heap;
 use spin::mutex::TicketMutex;
 
-const BOOT_HEAP_BYTES: usize = 256 << 10;
+/// Room for the largest device tree that is accepted, and for EL2's tables on a board with a hundred holes in its DRAM.
+const BOOT_HEAP_BYTES: usize = 2 << 20;
 
 #[repr(C, align(4096))]
-struct BootArena(UnsafeCell<[u8; BOOT_HEAP_BYTES]>);
+struct BootArena(UnsafeCell<MaybeUninit<[u8; BOOT_HEAP_BYTES]>>);
 
 // SAFETY: nobody touches the arena but the allocator, which has a lock.
 unsafe impl Sync for BootArena {}
 
-static BOOT_ARENA: BootArena = BootArena(UnsafeCell::new([0; BOOT_HEAP_BYTES]));
+#[unsafe(link_section = ".boot_heap")]
+static BOOT_ARENA: BootArena = BootArena(UnsafeCell::new(MaybeUninit::uninit()));
 
 struct LockedHeap(TicketMutex<Heap<33>>);
 

@@ -58,6 +58,15 @@ impl VirtualInterface {
         }
     }
 
+    /// Takes ICC_SRE_EL1 away from guests, after the CPU interface has been set up: there is one for all, and where it is writable
+    /// a guest could turn the system registers off for the others.
+    pub fn deny_sre(self) {
+        const SRE_DFB_DIB: u64 = 0x7;
+        write_reg!("S3_0_C12_C12_5", SRE_DFB_DIB);
+        write_reg!("S3_4_C12_C9_5", SRE_DFB_DIB);
+        instruction!("isb");
+    }
+
     /// Loads all of a vCPU that did not run last on this CPU.
     pub fn restore(self, lrs: &ListRegisters) {
         write_reg!("S3_4_C12_C11_7", lrs.vmcr);

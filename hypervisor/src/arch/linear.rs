@@ -168,6 +168,7 @@ switch_tables:
     isb
     msr     ttbr0_el2, x0
     tlbi    alle2
+    tlbi    alle1                   // entries that an earlier owner of EL2 left under our VMIDs
     dsb     nsh
     isb
     msr     sctlr_el2, x1

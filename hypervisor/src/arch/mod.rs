@@ -99,6 +99,9 @@ pub(crate) fn grow_heap(layout: &crate::layout::Layout) {
 
 /// Takes the console from whoever holds it, for a last message.
 pub(crate) fn steal_console() {
-    // SAFETY: this CPU never returns to the code that may hold the lock; the panic handler runs once.
-    unsafe { crate::output::CONSOLE.force_unlock() };
+    // On a ticket lock that is free, unlocking by force would lock it for ever.
+    if crate::output::CONSOLE.is_locked() {
+        // SAFETY: this CPU never returns to the code that holds the lock; no other CPU runs; the panic handler does this once.
+        unsafe { crate::output::CONSOLE.force_unlock() };
+    }
 }

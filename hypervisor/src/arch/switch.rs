@@ -154,6 +154,8 @@ pub struct SwitchedFeatures {
     pub pauth: bool,
     /// FEAT_MTE2: the registers exist. They are switched for every guest, so that none sees another's.
     pub mte: bool,
+    /// FEAT_RAS: EL1's DISR_EL1 is VDISR_EL2, which nothing traps.
+    pub ras: bool,
 }
 
 /// All that a vCPU leaves in hardware while it runs.
@@ -167,6 +169,8 @@ pub struct CpuState {
     pub pauth: PauthKeys,
     /// MTE registers.
     pub mte: MteState,
+    /// VDISR_EL2.
+    vdisr: u64,
     /// FP and SIMD registers.
     pub fp: FpState,
 }
@@ -186,12 +190,16 @@ impl CpuState {
     pub fn save(&mut self, features: SwitchedFeatures) {
         self.cntv_ctl = read_reg!("cntv_ctl_el0");
         write_reg!("cntv_ctl_el0", 0);
+        instruction!("isb");
         self.el1.save();
         if features.pauth {
             self.pauth.save();
         }
         if features.mte {
             self.mte.save();
+        }
+        if features.ras {
+            self.vdisr = read_reg!("S3_4_C12_C1_1");
         }
         // SAFETY: `fp` is a whole, aligned FpState that nobody else refers to.
         unsafe { save_fp(&raw mut self.fp) };
@@ -205,6 +213,9 @@ impl CpuState {
         }
         if features.mte {
             self.mte.restore();
+        }
+        if features.ras {
+            write_reg!("S3_4_C12_C1_1", self.vdisr);
         }
         // SAFETY: `fp` is a whole, aligned FpState; EL2 itself uses no FP register.
         unsafe { restore_fp(&raw const self.fp) };

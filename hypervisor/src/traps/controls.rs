@@ -333,7 +333,8 @@ impl IdRegs {
         self.has(IdReg::MMFR1, 40)
     }
 
-    fn has_ras(&self) -> bool {
+    /// FEAT_RAS.
+    pub fn has_ras(&self) -> bool {
         self.has(IdReg::PFR0, 28) || self.has(IdReg::PFR1, 12)
     }
 

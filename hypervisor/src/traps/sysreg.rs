@@ -204,6 +204,11 @@ fn control(
 
 /// The write-only registers of the GIC CPU interface that trap.
 fn interrupt_controller(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
+    // ICC_SRE_EL1: SRE, DFB and DIB are fixed to 1; there is one for all guests.
+    const SRE: u64 = 0x7;
+    if (trap.crm, trap.op2) == (12, 5) {
+        return write.map_or(SysRegOutcome::Read(SRE), |_| SysRegOutcome::WriteIgnored);
+    }
     let Some(value) = write else {
         return SysRegOutcome::Undefined;
     };

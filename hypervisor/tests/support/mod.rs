@@ -231,6 +231,10 @@ impl FrameCopy for FakeCpu {
 }
 
 impl Cpu for FakeCpu {
+    fn virtual_timer_is_quiet(&self) -> bool {
+        false
+    }
+
     fn translate(&mut self, form: AtForm, va: u64) -> Par {
         self.lookups.push(form);
         let found = self

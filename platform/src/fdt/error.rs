@@ -79,7 +79,7 @@ fn cells(f: &mut Formatter<'_>, name: &str, value: Option<u32>) -> fmt::Result {
 /// Why there is no machine to run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiscoverError {
-    /// x0 was 0 at entry.
+    /// x0 did not point at a device tree, and there was none where it is looked for otherwise.
     NoAddress,
     /// The device tree is not aligned to 8 bytes.
     Misaligned {
@@ -252,7 +252,7 @@ impl DiscoverError {
         match self {
             Self::NoAddress => write!(
                 f,
-                "no device tree: x0 was 0 at entry; boot with a DTB (booti ADDR INITRD DTB)"
+                "no device tree: x0 does not point at one; boot with a DTB (booti ADDR INITRD DTB)"
             ),
             Self::Misaligned { address } => write!(
                 f,

@@ -218,7 +218,7 @@ fn prepare(
 ) -> Result<Command> {
     let dir = place.scratch.path();
     let bundle = dir.join("bundle.cpio");
-    bundle_of(options, config, place.key).write(&bundle)?;
+    bundle_of(options, config, place.key)?.write(&bundle)?;
     let spec = MachineSpec {
         memory_bytes: config.memory_bytes,
         cpus: config.cpus,
@@ -273,13 +273,20 @@ pub const DETERMINISTIC: [&str; 6] = [
     "base=2026-01-01,clock=vm",
 ];
 
-fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Bundle {
+fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Result<Bundle> {
     let mut guests = config.guests.clone();
+    for (index, guest) in guests.iter_mut().enumerate() {
+        guest.seed = if options.deterministic() {
+            format!("{index:0128x}")
+        } else {
+            random_hex(64)?
+        };
+    }
     for guest in guests.iter_mut().filter(|_| options.deterministic()) {
         let space = if guest.cmdline.is_empty() { "" } else { " " };
         guest.cmdline = format!("{}{space}nokaslr", guest.cmdline);
     }
-    Bundle {
+    Ok(Bundle {
         policy: config.policy,
         batch: options.batch,
         report_key: Some(key.to_owned()),
@@ -287,7 +294,7 @@ fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Bundle {
             .ok()
             .filter(|level| !level.is_empty()),
         guests,
-    }
+    })
 }
 
 fn plugin(counter: &Path, to: &Path) -> Result<OsString> {
@@ -321,7 +328,12 @@ fn report_key(deterministic: bool) -> Result<String> {
     if deterministic {
         return Ok(FIXED_KEY.to_owned());
     }
-    let mut bytes = [0; 8];
+    random_hex(8)
+}
+
+/// Returns so many random bytes in hexadecimal.
+fn random_hex(length: usize) -> Result<String> {
+    let mut bytes = vec![0; length];
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut bytes))
         .context("no random numbers")?;

@@ -198,6 +198,11 @@ impl Irq {
         true
     }
 
+    /// Says whether the device's line is high.
+    pub(super) const fn is_line_high(&self) -> bool {
+        self.has(LINE)
+    }
+
     /// Makes the interrupt pending.
     pub(super) const fn latch(&mut self) {
         self.set(LATCH, true);

@@ -76,6 +76,13 @@ impl ListRegisters {
         self.count as usize
     }
 
+    /// Puts the virtual CPU interface itself into its reset state: nothing enabled, no active priority.
+    pub const fn reset_interface(&mut self) {
+        self.vmcr = 0;
+        self.ap0r = [0; 4];
+        self.ap1r = [0; 4];
+    }
+
     /// Returns the list registers to write to the CPU, in order.
     pub fn loadable(&self) -> &[u64] {
         self.lr.get(..usize::from(self.to_load)).unwrap_or(&self.lr)

@@ -223,6 +223,13 @@ impl Vgic {
         }
     }
 
+    /// Says whether the line of the PPI `intid` of `vcpu` is high.
+    pub fn is_ppi_high(&self, vcpu: usize, intid: u16) -> bool {
+        let bank = self.banks.get(vcpu);
+        bank.and_then(|bank| bank.irqs.get(usize::from(intid)))
+            .is_some_and(Irq::is_line_high)
+    }
+
     fn set_level(&mut self, vcpu: usize, intid: u16, high: bool) {
         let ctlr = self.ctlr;
         let Some(irq) = self.irq_mut(vcpu, intid) else {
