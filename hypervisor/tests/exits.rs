@@ -418,6 +418,14 @@ fn the_physical_timer_s_line_follows_its_registers() {
 }
 
 #[test]
+fn a_physical_timer_set_anew_has_the_run_loop_look_at_it() {
+    let mut rig = Rig::new(Policy::Lazy);
+    for register in [CNTP_TVAL, CNTP_CTL, CNTP_CVAL] {
+        assert_eq!(rig.exit(sysreg(register, 3, false), 0, 0), Next::Rearm);
+    }
+}
+
+#[test]
 fn the_physical_timer_reads_back_as_written() {
     let mut rig = Rig::new(Policy::Lazy);
     msr(&mut rig, CNTP_TVAL, 0xffff_fff0);
@@ -479,6 +487,14 @@ fn an_sgi_by_register_reaches_the_other_vcpu() {
     assert_eq!(load(&mut rig, GICR + 0x3_0200, 4), 1 << 5);
     assert_eq!(load(&mut rig, GICR + 0x1_0200, 4), 0);
     injected(&mut rig, sysreg(sgi1r, 3, true), 0, 0);
+}
+
+#[test]
+fn the_system_register_interface_of_the_gic_cannot_be_turned_off() {
+    let mut rig = Rig::new(Policy::Lazy);
+    let sre = (3, 0, 12, 12, 5);
+    msr(&mut rig, sre, 0);
+    assert_eq!(mrs(&mut rig, sre), 7);
 }
 
 // Row 17: system registers.
