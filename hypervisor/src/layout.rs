@@ -99,10 +99,11 @@ impl fmt::Display for Unusable {
     }
 }
 
-/// Bytes of heap for a machine: 1 MiB and 1/1024 of its DRAM, which bounds the metadata (4 bytes a frame).
+/// Bytes of heap for a machine, besides the boot heap in the image: 1/1024 of its DRAM, which bounds the metadata (4 bytes a
+/// frame), and is also how much of a machine's DRAM a carve-out's own tags would take.
 #[must_use]
 pub fn heap_bytes(memory: u64) -> u64 {
-    ((1 << 20) + memory / 1024).next_multiple_of(PAGE_SIZE)
+    (memory / 1024).next_multiple_of(PAGE_SIZE)
 }
 
 impl Layout {

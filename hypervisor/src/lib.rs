@@ -15,6 +15,7 @@ pub mod devices;
 pub mod exit;
 pub mod guest_fdt;
 pub mod image;
+pub mod json;
 pub mod layout;
 #[cfg(target_os = "none")]
 mod output;

@@ -8,14 +8,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
+use crate::json::{Json, json_struct};
 
 /// Version of the JSON format: keys are only added within one version.
 pub const VERSION: u32 = 1;
 
 /// The whole report.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Report {
     /// [`VERSION`].
     pub version: u32,
@@ -26,7 +25,6 @@ pub struct Report {
     /// The valid tag regions.
     pub regions: Vec<RegionInfo>,
     /// The carve-out at the last moment of the highest `reserved_bytes` (static: when the last VM had started).
-    #[serde(flatten)]
     pub at_peak: CarveOut,
     /// What tagvisor itself takes.
     pub hypervisor: Footprint,
@@ -35,12 +33,11 @@ pub struct Report {
     /// What was checked.
     pub invariants: Invariants,
     /// The carve-out now.
-    #[serde(rename = "final")]
     pub now: CarveOut,
 }
 
 /// The machine as discovered.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct MachineInfo {
     /// All DRAM, carve-out included.
     pub memory_bytes: u64,
@@ -53,7 +50,7 @@ pub struct MachineInfo {
 }
 
 /// A tag region.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct RegionInfo {
     /// First address of its tag storage.
     pub base: u64,
@@ -70,7 +67,7 @@ pub struct RegionInfo {
 }
 
 /// The carve-out at one moment.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct CarveOut {
     /// All valid regions.
     pub carve_out_bytes: u64,
@@ -97,7 +94,7 @@ pub struct CarveOut {
 }
 
 /// Memory that tagvisor itself takes.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Footprint {
     /// Image in memory, stacks included.
     pub image_bytes: u64,
@@ -110,8 +107,7 @@ pub struct Footprint {
 }
 
 /// How a VM ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// It powered itself off.
     Off,
@@ -144,7 +140,7 @@ impl fmt::Display for End {
 }
 
 /// Pages of a VM by kind, 4 KiB each.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Pages {
     /// Never accessed.
     pub untouched: u64,
@@ -155,7 +151,7 @@ pub struct Pages {
 }
 
 /// Exits of a VM to EL2, by cause.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Exits {
     /// All of them.
     pub total: u64,
@@ -178,7 +174,7 @@ pub struct Exits {
 }
 
 /// The highest figures of a VM.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Peak {
     /// Most pages with tag access at once.
     pub tagged_pages: u64,
@@ -187,7 +183,7 @@ pub struct Peak {
 }
 
 /// A VM.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct VmInfo {
     /// Its name.
     pub name: String,
@@ -226,7 +222,7 @@ pub struct VmInfo {
 }
 
 /// Checks of the invariants.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Invariants {
     /// Facts compared.
     pub checked: u64,
@@ -253,22 +249,90 @@ impl fmt::Display for Ratio {
     }
 }
 
-impl Serialize for Ratio {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        RawValue::from_string(self.to_string())
-            .map_err(serde::ser::Error::custom)?
-            .serialize(serializer)
+impl Json for Ratio {
+    fn write(&self, out: &mut String) {
+        out.push_str(&self.to_string());
     }
 }
 
-impl Report {
-    /// Formats the report as one line of JSON.
-    ///
-    /// # Errors
-    ///
-    /// Out of memory only.
-    pub fn json(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string(self)
+json_struct!(Report { version, policy, machine, regions, ..at_peak, hypervisor, vms, invariants, now as "final", });
+json_struct!(MachineInfo {
+    memory_bytes,
+    cpus,
+    mte,
+    mte_perm,
+});
+json_struct!(RegionInfo {
+    base,
+    bytes,
+    tagged_base,
+    tagged_bytes,
+    block_bytes,
+    blocks,
+});
+json_struct!(CarveOut {
+    carve_out_bytes,
+    reserved_bytes,
+    lent_bytes,
+    free_bytes,
+    offline_bytes,
+    untaggable_bytes,
+    peak_lent_bytes,
+    reclaimed_bytes,
+    net_reclaimed_bytes,
+    ideal_bytes,
+    efficiency,
+});
+json_struct!(Footprint {
+    image_bytes,
+    metadata_bytes,
+    table_bytes,
+    heap_bytes,
+});
+json_struct!(Pages {
+    untouched,
+    no_tag_access,
+    tagged,
+});
+json_struct!(Exits {
+    total,
+    irq,
+    page,
+    tag,
+    mmio,
+    sysreg,
+    call,
+    wait,
+    injected,
+});
+json_struct!(Peak {
+    tagged_pages,
+    reserved_bytes,
+});
+json_struct!(VmInfo {
+    name,
+    mte,
+    policy,
+    vcpus,
+    memory_bytes,
+    resident_bytes,
+    pages,
+    reserved_bytes,
+    static_cost_bytes,
+    reclaimed_bytes,
+    tag_faults,
+    moves,
+    evictions_caused,
+    evictions_suffered,
+    exits,
+    peak,
+    end,
+});
+json_struct!(Invariants { checked, broken });
+
+impl Json for End {
+    fn write(&self, out: &mut String) {
+        self.to_string().write(out);
     }
 }
 
@@ -471,7 +535,7 @@ mod tests {
 
     #[test]
     fn the_json_has_the_documented_keys() {
-        let json: serde_json::Value = serde_json::from_str(&report().json().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&report().to_json()).unwrap();
         let machine_keys = [
             "carve_out_bytes",
             "reserved_bytes",

@@ -92,11 +92,14 @@ fn on_the_usual_machine_all_but_the_image_is_data_and_storage_is_never_tagged() 
 
 #[test]
 fn the_heap_goes_where_no_guest_could_have_tags_if_it_fits() {
-    // 1/1024 of the machine without tags is less than a heap; make it 4 MiB.
     let mut board = machine(GIB);
-    let bytes = heap_bytes(board.memory_bytes());
-    let (untaggable, high) = (board.memory[1].range, BASE + 2 * GIB);
-    assert!(untaggable.size() < bytes);
+    let (bytes, untaggable) = (heap_bytes(GIB), board.memory[1].range);
+    assert_eq!(untaggable.size(), bytes, "1/1024 of the machine");
+    let layout = Layout::new(&board, &loaded()).unwrap();
+    assert_eq!(layout.heap, untaggable.base()..untaggable.end());
+    check(&board, &loaded(), &layout);
+
+    board.reserved = vec![reserved(untaggable.base(), 0x1000, ReservedBy::Node)];
     let layout = Layout::new(&board, &loaded()).unwrap();
     let taggable = storage(&board).start;
     assert_eq!(
@@ -104,14 +107,6 @@ fn the_heap_goes_where_no_guest_could_have_tags_if_it_fits() {
         taggable - bytes..taggable,
         "the top of what is no tag storage"
     );
-
-    board.memory.push(Memory {
-        range: MemRange::new(high, 4 * MIB).unwrap(),
-        taggable: false,
-    });
-    let layout = Layout::new(&board, &loaded()).unwrap();
-    let bytes = heap_bytes(board.memory_bytes());
-    assert_eq!(layout.heap, high + 4 * MIB - bytes..high + 4 * MIB);
     check(&board, &loaded(), &layout);
 }
 
@@ -119,9 +114,12 @@ fn the_heap_goes_where_no_guest_could_have_tags_if_it_fits() {
 fn the_heap_avoids_all_that_is_taken() {
     let mut board = machine(64 * MIB);
     let top = storage(&board).start;
-    board.reserved = vec![reserved(top - 0x10_0000, 0x8_0000, ReservedBy::Node)];
+    board.reserved = vec![
+        reserved(top - 0x10_0000, 0x10_0000, ReservedBy::Node),
+        reserved(board.memory[1].range.base(), 1, ReservedBy::Node),
+    ];
     let loaded = Loaded {
-        bundle: Some(top - 0x30_0000..top - 0x18_0000),
+        bundle: Some(top - 0x30_0000..top - 0x10_8000),
         ..loaded()
     };
     let layout = Layout::new(&board, &loaded).unwrap();
@@ -131,10 +129,11 @@ fn the_heap_avoids_all_that_is_taken() {
 
 #[test]
 fn without_room_for_the_heap_there_is_no_layout() {
-    let board = machine(64 * MIB);
+    let mut board = machine(64 * MIB);
+    board.reserved = vec![reserved(board.memory[1].range.base(), 1, ReservedBy::Node)];
     let loaded = Loaded {
         image: BASE..BASE + 0x24_0000,
-        bundle: Some(BASE + 0x28_0000..storage(&board).start - 0x1000),
+        bundle: Some(BASE + 0x24_8000..storage(&board).start - 0x1000),
         ..loaded()
     };
     let error = Layout::new(&board, &loaded).unwrap_err();

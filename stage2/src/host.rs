@@ -126,6 +126,7 @@ impl HostMemory {
         let (taggable, untaggable) = (ours(dram(true)), ours(dram(false)));
         let discovered = bytes(&dram(true)) + bytes(&dram(false));
         let in_use = bytes(&taggable) + bytes(&untaggable);
+        let without_tags = bytes(&subtract(dram(false), carve_outs()));
         let carved: u64 = carve_outs().map(FrameRange::bytes).sum();
         let mut tables = TableFrames::new();
         for &run in &untaggable {
@@ -143,7 +144,7 @@ impl HostMemory {
             policy,
             discovered,
             occupied: discovered - carved - in_use,
-            untaggable: bytes(&untaggable),
+            untaggable: without_tags,
             highest: None,
             pinned: false,
         })

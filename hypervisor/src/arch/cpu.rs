@@ -1,5 +1,12 @@
 //! This CPU at EL2: what it can do, and the port that exit handling works through.
 
+use aarch64_cpu::asm::barrier::{ISH, NSH, SY, dsb, isb};
+use aarch64_cpu::asm::wfi;
+use aarch64_cpu::registers::{
+    CNTHCTL_EL2, CNTV_CTL_EL0, CNTVOFF_EL2, CPACR_EL1, CPTR_EL2, ELR_EL1, FAR_EL1, HCR_EL2,
+    MDCR_EL2, MDSCR_EL1, MIDR_EL1, MPIDR_EL1, OSLAR_EL1, Readable, SCTLR_EL1, SCTLR_EL2, VBAR_EL1,
+    VMPIDR_EL2, VTTBR_EL2, Writeable,
+};
 use core::ops::Range;
 use platform::features::{CpuFeatures, IdRegisters};
 
@@ -58,10 +65,10 @@ impl El2 {
 
     /// Loads what controls a guest of this shape: traps, stage 2, virtual identity.
     pub fn load_controls(&self, controls: &Controls, vttbr: u64, vmpidr: u64) {
-        write_reg!("hcr_el2", controls.hcr_el2);
-        write_reg!("cptr_el2", controls.cptr_el2);
-        write_reg!("mdcr_el2", controls.mdcr_el2);
-        write_reg!("cnthctl_el2", controls.cnthctl_el2);
+        HCR_EL2.set(controls.hcr_el2);
+        CPTR_EL2.set(controls.cptr_el2);
+        MDCR_EL2.set(controls.mdcr_el2);
+        CNTHCTL_EL2.set(controls.cnthctl_el2);
         if let Some(hcrx) = controls.hcrx_el2 {
             write_reg!("S3_4_C1_C2_2", hcrx);
         }
@@ -85,11 +92,11 @@ impl El2 {
         if let Some(mpam2) = controls.mpam2_el2 {
             write_reg!("S3_4_C10_C5_0", mpam2);
         }
-        write_reg!("vpidr_el2", read_reg!("midr_el1"));
-        write_reg!("vmpidr_el2", vmpidr);
-        write_reg!("cntvoff_el2", 0);
-        write_reg!("vttbr_el2", vttbr);
-        instruction!("isb");
+        write_reg!("vpidr_el2", MIDR_EL1.get());
+        VMPIDR_EL2.set(vmpidr);
+        CNTVOFF_EL2.set(0);
+        VTTBR_EL2.set(vttbr);
+        isb(SY);
     }
 }
 
@@ -102,7 +109,7 @@ impl Cpu for El2 {
             AtForm::S1E1R => instruction!("at s1e1r", va),
             AtForm::S1E0R => instruction!("at s1e0r", va),
         }
-        instruction!("isb");
+        isb(SY);
         let par = read_reg!("par_el1");
         write_reg!("par_el1", saved);
         Par(par)
@@ -112,31 +119,31 @@ impl Cpu for El2 {
         Origin {
             pc: context.pc,
             pstate: context.pstate,
-            sctlr_el1: read_reg!("sctlr_el1"),
-            vbar_el1: read_reg!("vbar_el1"),
+            sctlr_el1: SCTLR_EL1.get(),
+            vbar_el1: VBAR_EL1.get(),
         }
     }
 
     fn take_exception(&mut self, injected: &Injected) {
-        write_reg!("elr_el1", injected.elr_el1);
+        ELR_EL1.set(injected.elr_el1);
         write_reg!("spsr_el1", injected.spsr_el1);
         write_reg!("esr_el1", injected.esr_el1);
         if let Some(far) = injected.far_el1 {
-            write_reg!("far_el1", far);
+            FAR_EL1.set(far);
         }
     }
 
     fn virtual_timer_is_quiet(&self) -> bool {
         // ENABLE and ISTATUS, not IMASK.
-        read_reg!("cntv_ctl_el0") & 7 != 5
+        CNTV_CTL_EL0.get() & 7 != 5
     }
 
     fn write_mdscr(&mut self, value: u64) {
-        write_reg!("mdscr_el1", value);
+        MDSCR_EL1.set(value);
     }
 
     fn write_cpacr(&mut self, value: u64) {
-        write_reg!("cpacr_el1", value);
+        CPACR_EL1.set(value);
     }
 
     fn store_list_registers(&mut self, lrs: &mut ListRegisters) {
@@ -154,10 +161,10 @@ impl Cpu for El2 {
     }
 
     fn invalidate_instructions(&mut self) {
-        instruction!("dsb ish");
+        dsb(ISH);
         instruction!("ic ialluis");
-        instruction!("dsb ish");
-        instruction!("isb");
+        dsb(ISH);
+        isb(SY);
     }
 }
 
@@ -206,7 +213,7 @@ pub fn pmu_counters(hw: &IdRegs) -> u64 {
 pub fn id_registers() -> IdRegisters {
     let pfr1 = read_id(4, 1);
     IdRegisters {
-        midr: read_reg!("midr_el1"),
+        midr: MIDR_EL1.get(),
         pfr0: read_id(4, 0),
         pfr1,
         pfr2: read_id(4, 2),
@@ -236,7 +243,7 @@ pub fn id_registers() -> IdRegisters {
 /// Returns MPIDR_EL1 of this CPU.
 #[must_use]
 pub fn mpidr() -> u64 {
-    read_reg!("mpidr_el1")
+    MPIDR_EL1.get()
 }
 
 /// Sets what EL2 itself runs with, after its own map is in use: W^X, and with MTE access to tags without checks; a guest's
@@ -247,22 +254,22 @@ pub fn set_up(mte: bool) {
     const ITFSB: u64 = 1 << 37;
     const ATA: u64 = 1 << 43;
     let tags = if mte { ITFSB | ATA } else { 0 };
-    write_reg!("sctlr_el2", super::entry::SCTLR | WXN | tags);
+    SCTLR_EL2.set(super::entry::SCTLR | WXN | tags);
     let vmid_16 = (read_id(7, 1) >> 4) & 0xf == 2;
     write_reg!(
         "vtcr_el2",
         stage2::descriptor::vtcr((read_id(7, 0) & 0xf) as u8, vmid_16)
     );
     // Debug and performance monitors, unknown at reset: unlocked and off. Guests' accesses to them are trapped.
-    write_reg!("oslar_el1", 0);
-    write_reg!("mdscr_el1", 0);
+    OSLAR_EL1.set(0);
+    MDSCR_EL1.set(0);
     clear_breakpoints(read_id(5, 0));
     write_reg!("hstr_el2", 0);
     if (read_id(4, 0) >> 28) & 0xf != 0 {
         // VSESR_EL2: what a guest's deferred SError would be told.
         write_reg!("S3_4_C5_C2_3", 0);
     }
-    instruction!("isb");
+    isb(SY);
 }
 
 /// Disables the breakpoints and watchpoints that firmware or a debugger left; guests may enable monitor debug (MDSCR_EL1.MDE).
@@ -286,26 +293,26 @@ fn clear_breakpoints(dfr0: u64) {
 
 /// Takes stage 2 of the last guest out of use, before its tables go.
 pub fn unload_stage2() {
-    write_reg!("vttbr_el2", 0);
-    instruction!("isb");
+    VTTBR_EL2.set(0);
+    isb(SY);
 }
 
 /// Drops the TLB entries of stage 1 of the VM that is loaded, on this CPU: two vCPUs share its VMID.
 pub fn drop_stage1_entries() {
     instruction!("tlbi vmalle1");
-    instruction!("dsb nsh");
-    instruction!("isb");
+    dsb(NSH);
+    isb(SY);
 }
 
 /// Waits for an interrupt to be pending; DAIF stays masked.
 pub fn wait_for_interrupt() {
-    instruction!("dsb sy");
-    instruction!("wfi");
+    dsb(SY);
+    wfi();
 }
 
 /// Parks this CPU for ever.
 pub fn park() -> ! {
     loop {
-        instruction!("wfi");
+        wfi();
     }
 }

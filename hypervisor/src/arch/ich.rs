@@ -1,7 +1,8 @@
 //! The GIC's virtual CPU interface (ICH_*_EL2, IHI 0069 chapter 12.4): moves [`ListRegisters`] into hardware and back.
 
-use super::regs::{instruction, read_reg, write_reg};
+use super::regs::{read_reg, write_reg};
 use crate::devices::vgic::ListRegisters;
+use aarch64_cpu::asm::barrier::{SY, isb};
 
 macro_rules! list_registers {
     ($action:ident) => {
@@ -45,7 +46,7 @@ impl VirtualInterface {
     pub fn enable() -> Self {
         // Enable, DIB, DFB, SRE.
         write_reg!("S3_4_C12_C9_5", 0xf);
-        instruction!("isb");
+        isb(SY);
         let vtr = read_reg!("S3_4_C12_C11_1");
         let priority_registers = match (vtr >> 26) & 7 {
             6 => 4,
@@ -64,7 +65,7 @@ impl VirtualInterface {
         const SRE_DFB_DIB: u64 = 0x7;
         write_reg!("S3_0_C12_C12_5", SRE_DFB_DIB);
         write_reg!("S3_4_C12_C9_5", SRE_DFB_DIB);
-        instruction!("isb");
+        isb(SY);
     }
 
     /// Loads all of a vCPU that did not run last on this CPU.

@@ -1,14 +1,13 @@
 //! EL2's own address space: VA = PA for everything EL2 owns or serves, W^X, stacks above unmapped guard pages, and a second,
 //! Tagged view of taggable DRAM at [`TAGGED_ALIAS`] for tag maintenance. Tag storage is never mapped Tagged (S4).
 
+use aarch64_cpu::asm::barrier::{ISHST, dsb};
 use core::arch::global_asm;
 use core::ops::Range;
 use core::ptr::NonNull;
 
 use aarch64_paging::descriptor::{El23Attributes as Flags, PhysicalAddress};
 use aarch64_paging::paging::{Constraints, El2, MemoryRegion, PageTable, RootTable, Translation};
-
-use super::regs::instruction;
 
 /// Offset from a frame's address to its Tagged view.
 pub const TAGGED_ALIAS: u64 = 1 << 46;
@@ -137,7 +136,7 @@ impl AddressSpace {
     pub fn activate(self) {
         let root = self.0.to_physical().0 as u64;
         core::mem::forget(self.0);
-        instruction!("dsb ishst");
+        dsb(ISHST);
         // SAFETY: the caller has mapped the image, the heap and all DRAM that EL2 has references into at VA = PA, as the old
         // tables had them; the code that runs with the MMU off touches no memory.
         unsafe { switch_tables(root) };

@@ -3,6 +3,8 @@
 //! Frames are reached through EL2's linear map: data through the Untagged view (VA = PA), tags through the Tagged one
 //! (S15: EL2 copies untagged). Each operation here is one step of an order that `stage2` decides.
 
+use aarch64_cpu::asm::barrier::{ISH, ISHST, SY, dsb, isb};
+use aarch64_cpu::registers::{Readable, VTTBR_EL2, Writeable};
 use core::arch::global_asm;
 
 use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
@@ -11,7 +13,7 @@ use stage2::ports::{FrameCopy, TableMemory, TagCache, Tlb};
 
 use super::cpu::El2;
 use super::linear::TAGGED_ALIAS;
-use super::regs::{instruction, read_reg, write_reg};
+use super::regs::instruction;
 
 unsafe extern "C" {
     fn zero_frame(frame: *mut u8, zva_bytes: u64);
@@ -68,29 +70,29 @@ impl TableMemory for El2 {
 
     fn clear(&mut self, table: Frame) {
         self.zero(table);
-        instruction!("dsb ishst");
+        dsb(ISHST);
     }
 }
 
 impl El2 {
     /// Runs `invalidate` with the VM of `vmid` and `root` in VTTBR_EL2, which TLBIs act on.
     fn with_vm(&self, vmid: Vmid, root: Frame, invalidate: impl FnOnce()) {
-        let own = read_reg!("vttbr_el2");
+        let own = VTTBR_EL2.get();
         let victim = stage2::descriptor::vttbr(root, vmid);
         if own != victim {
-            write_reg!("vttbr_el2", victim);
-            instruction!("isb");
+            VTTBR_EL2.set(victim);
+            isb(SY);
         }
         invalidate();
         if self.repeat_tlbi {
             // CVE-2025-10263: a store translated by the dying entry may land after the first DSB.
             instruction!("tlbi vale2is, xzr");
-            instruction!("dsb ish");
+            dsb(ISH);
         }
         if own != victim {
-            write_reg!("vttbr_el2", own);
+            VTTBR_EL2.set(own);
         }
-        instruction!("isb");
+        isb(SY);
     }
 
     /// Applies `operation` (a cache maintenance instruction by VA) to each line of `frames` in the given view.
@@ -106,26 +108,26 @@ impl El2 {
 
 impl Tlb for El2 {
     fn invalidate_page(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
-        instruction!("dsb ishst");
+        dsb(ISHST);
         self.with_vm(vmid, root, || {
             instruction!("tlbi ipas2e1is", ipa.get() >> 12);
-            instruction!("dsb ish");
+            dsb(ISH);
             instruction!("tlbi vmalle1is");
-            instruction!("dsb ish");
+            dsb(ISH);
         });
     }
 
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame) {
-        instruction!("dsb ishst");
+        dsb(ISHST);
         self.with_vm(vmid, root, || {
             instruction!("tlbi vmalls12e1is");
-            instruction!("dsb ish");
+            dsb(ISH);
         });
     }
 
     fn publish(&mut self) {
-        instruction!("dsb ishst");
-        instruction!("isb");
+        dsb(ISHST);
+        isb(SY);
     }
 }
 
@@ -152,7 +154,7 @@ impl TagCache for El2 {
     }
 
     fn synchronize(&mut self) {
-        instruction!("dsb sy");
+        dsb(SY);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The state of a vCPU that stays in hardware from one exit to the next and moves only when another vCPU takes the CPU.
 
+use aarch64_cpu::asm::barrier::{SY, isb};
 use core::arch::global_asm;
 
-use super::regs::{instruction, read_reg, write_reg};
+use super::regs::{read_reg, write_reg};
 
 /// Declares the EL1 and EL0 registers that belong to a vCPU, with how each is saved and restored.
 macro_rules! el1_state {
@@ -190,7 +191,7 @@ impl CpuState {
     pub fn save(&mut self, features: SwitchedFeatures) {
         self.cntv_ctl = read_reg!("cntv_ctl_el0");
         write_reg!("cntv_ctl_el0", 0);
-        instruction!("isb");
+        isb(SY);
         self.el1.save();
         if features.pauth {
             self.pauth.save();
@@ -219,7 +220,7 @@ impl CpuState {
         }
         // SAFETY: `fp` is a whole, aligned FpState; EL2 itself uses no FP register.
         unsafe { restore_fp(&raw const self.fp) };
-        instruction!("isb");
+        isb(SY);
         write_reg!("cntv_ctl_el0", self.cntv_ctl);
     }
 }

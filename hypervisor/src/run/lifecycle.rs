@@ -12,6 +12,7 @@ use crate::boot::power_off;
 use crate::config::VmConfig;
 use crate::console::{Mode, help};
 use crate::exit::{Failure, MappedPage};
+use crate::json::Json;
 use crate::output::{CONSOLE, line};
 use crate::report::{CarveOut, End, Footprint, Ratio, Report, VERSION};
 use crate::vm::{Images, StartError, Vm, policy_name};
@@ -159,10 +160,7 @@ impl Hypervisor {
         self.check_invariants();
         self.print_report();
         if let Some(key) = &self.config.report_key {
-            match self.report().json() {
-                Ok(json) => CONSOLE.lock().report(key, &json),
-                Err(error) => log::error!("no JSON report: {error}"),
-            }
+            CONSOLE.lock().report(key, &self.report().to_json());
         }
         power_off()
     }

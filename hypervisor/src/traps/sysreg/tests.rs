@@ -52,6 +52,7 @@ const ALLOWED: &[(Encoding, bool, bool)] = &[
     ((3, 0, 12, 11, 5), false, true), // ICC_SGI1R_EL1
     ((3, 0, 12, 11, 6), false, true), // ICC_ASGI1R_EL1
     ((3, 0, 12, 11, 7), false, true), // ICC_SGI0R_EL1
+    ((3, 0, 12, 12, 5), true, true),  // ICC_SRE_EL1
     ((3, 3, 14, 2, 0), true, true),   // CNTP_TVAL_EL0
     ((3, 3, 14, 2, 1), true, true),   // CNTP_CTL_EL0
     ((3, 3, 14, 2, 2), true, true),   // CNTP_CVAL_EL0
