@@ -1,22 +1,23 @@
-# Builds the host tool when its sources are newer, then becomes it. Sourced by setup, run and test.
+# Builds the host tool when its sources are newer, then becomes it. Sourced by the commands beside it.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 case $target in /*) ;; *) target=$root/$target ;; esac
 export TAGVISOR_ROOT=$root CARGO_TARGET_DIR=$target
 
-# Says how to get Rust when cargo is not there.
-require_cargo() {
-    if ! command -v cargo >/dev/null; then
-        echo "error: cargo is not in PATH: install Rust with rustup (https://rustup.rs), then run this again" >&2
+# Says how to get a program that is not there: its name, the remedy.
+require() {
+    if ! command -v "$1" >/dev/null; then
+        echo "error: $1 is not in PATH: $2, then run this again" >&2
         exit 3
     fi
 }
 
-# Builds the tool; without a network cargo uses what it fetched before.
+# Builds the tool. cargo needs a network only for packages that it has not fetched yet.
 build_tool() {
-    require_cargo
+    require cargo "install Rust with rustup (https://rustup.rs)"
+    require cc "install a C compiler, which Rust links with (apt-get install gcc libc6-dev)"
     echo "==> building the host tool" >&2
-    (cd "$root" && { cargo build --package tagvisor-tool || cargo build --offline --package tagvisor-tool; }) >&2 || exit 3
+    (cd "$root" && cargo build --package tagvisor-tool) >&2 || exit 3
     touch "$tool"
 }
 

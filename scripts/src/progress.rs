@@ -24,8 +24,8 @@ impl Step {
         step
     }
 
-    /// Tells how far the step is: often on a terminal, every 5 s elsewhere.
-    pub fn at(&mut self, done: u64, total: u64) {
+    /// Tells how far the step is, in bytes: often on a terminal, every 5 s elsewhere. The total may be unknown.
+    pub fn at(&mut self, done: u64, total: Option<u64>) {
         let terminal = std::io::stderr().is_terminal();
         let pause = Duration::from_millis(if terminal { 200 } else { 5000 });
         let since = self.shown.unwrap_or(self.begun).elapsed();
@@ -33,12 +33,9 @@ impl Step {
             return;
         }
         self.shown = Some(Instant::now());
-        let text = format!(
-            "    {} of {} ({} s)",
-            megabytes(done),
-            megabytes(total),
-            self.begun.elapsed().as_secs()
-        );
+        let of = total.map_or_else(String::new, |total| format!(" of {}", megabytes(total)));
+        let seconds = self.begun.elapsed().as_secs();
+        let text = format!("    {}{of} ({seconds} s)", megabytes(done));
         if terminal {
             eprint!("\r{text}\x1b[K");
             let _ = std::io::stderr().flush();

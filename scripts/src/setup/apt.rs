@@ -68,7 +68,7 @@ impl Archive {
         };
         let mut step = Step::begin(format!("package lists of Debian {}", suites.join(", ")));
         let lists = dir.join("state/lists");
-        watched(archive.apt("apt-get").args(["update", "-q"]), UPDATE_LIMIT, || step.at(size_of(&lists), 21_000_000))
+        watched(archive.apt("apt-get").args(["update", "-q"]), UPDATE_LIMIT, || step.at(size_of(&lists), None))
             .context("the lists of the Debian archive cannot be fetched: is the network up? Does `apt-get update` work?")?;
         step.done(&megabytes(size_of(&lists)));
         Ok(archive)
@@ -119,7 +119,7 @@ impl Archive {
         let archives = self.dir.join("cache/archives");
         let before = size_of(&archives);
         watched(self.fetcher(want).arg("-q"), FETCH_LIMIT, || {
-            step.at(size_of(&archives).saturating_sub(before), total)
+            step.at(size_of(&archives).saturating_sub(before), Some(total))
         })
         .with_context(|| format!("{what} cannot be downloaded: is the network up?"))?;
         step.done("downloaded and verified");
