@@ -385,8 +385,7 @@ fn tell(ended: &Ended, options: &RunOptions, proof: bool) -> Outcome {
         }
         End::Exited(_) | End::Left => judge(Evidence {
             report: ended.filter.report(),
-            // In interactive mode a guest can print any line.
-            saw_fatal_line: options.batch && ended.filter.saw_fatal_line(),
+            saw_fatal_line: ended.filter.saw_fatal_line(),
             interactive: !options.batch,
         }),
     };

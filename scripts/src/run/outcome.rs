@@ -59,9 +59,9 @@ struct Invariants {
 pub struct Evidence<'a> {
     /// EL2's report.
     pub report: Option<&'a str>,
-    /// Whether EL2 said that it stopped itself.
+    /// Whether a line said that EL2 stopped itself.
     pub saw_fatal_line: bool,
-    /// Whether a person was there to stop the guests: then `stopped` is as good as `off`.
+    /// Whether a person had a guest's console: then `stopped` is as good as `off`, and any line may be a guest's.
     pub interactive: bool,
 }
 
@@ -69,11 +69,11 @@ pub struct Evidence<'a> {
 #[must_use]
 pub fn judge(evidence: Evidence<'_>) -> (Outcome, Option<String>) {
     let failed = |why: &str| (Outcome::El2Failed, Some(why.to_owned()));
-    if evidence.saw_fatal_line {
+    if evidence.saw_fatal_line && !evidence.interactive {
         return failed("EL2 stopped itself: its last lines above say why");
     }
     let Some(report) = evidence.report else {
-        return failed("EL2 ended without a report");
+        return failed("EL2 ended without a report: its last lines above may say why");
     };
     let report: Report = match serde_json::from_str(report) {
         Ok(report) => report,
@@ -85,11 +85,15 @@ pub fn judge(evidence: Evidence<'_>) -> (Outcome, Option<String>) {
             report.invariants.broken
         ));
     }
+    if report.vms.iter().any(|vm| vm.end.is_none()) {
+        // A report that was asked for on the way, and none at the end.
+        return failed("EL2 ended before its guests: its last lines above may say why");
+    }
     let good = |end: &str| end == "off" || (end == "stopped" && evidence.interactive);
     let ends = report
         .vms
         .iter()
-        .map(|vm| (&vm.name, vm.end.as_deref().unwrap_or("not")));
+        .map(|vm| (&vm.name, vm.end.as_deref().unwrap_or_default()));
     let otherwise: Vec<String> = ends
         .filter(|(_, end)| !good(end))
         .map(|(name, end)| format!("guest {name} ended: {end}"))
@@ -142,6 +146,25 @@ mod tests {
             ..Evidence::default()
         };
         assert_eq!(judge(evidence), (Outcome::Good, None));
+    }
+
+    #[test]
+    fn with_a_guests_console_only_the_report_tells_that_el2_failed() {
+        let (good, on_the_way) = (
+            report("off", 0),
+            report("off", 0).replace("\"off\"", "null"),
+        );
+        let judged = |report: Option<&str>| {
+            let evidence = Evidence {
+                report,
+                saw_fatal_line: true,
+                interactive: true,
+            };
+            judge(evidence).0
+        };
+        assert_eq!(judged(Some(&good)), Outcome::Good, "a guest wrote the line");
+        assert_eq!(judged(None), Outcome::El2Failed);
+        assert_eq!(judged(Some(&on_the_way)), Outcome::El2Failed);
     }
 
     #[test]
