@@ -1,5 +1,7 @@
 //! The bundle: one cpio archive with the configuration, the kernels and the initrds, which EL2 gets as its initrd.
 
+pub mod command;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};

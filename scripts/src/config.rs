@@ -13,16 +13,18 @@ use crate::bundle::{Guest, Policy};
 use crate::image::{IMAGE_HEADER_BYTES, Kernel, kernel_kind};
 use crate::size::{Size, show_size};
 
-/// The memory of a machine whose configuration does not say it.
-const DEFAULT_MEMORY: u64 = 2 << 30;
+/// The memory of a machine whose configuration does not say it, in bytes.
+pub const DEFAULT_MEMORY: u64 = 2 << 30;
 /// The CPUs of a machine whose configuration does not say them.
-const DEFAULT_CPUS: u32 = 2;
+pub const DEFAULT_CPUS: u32 = 2;
 /// A guest's memory comes in these steps.
 const GUEST_STEP: u64 = 2 << 20;
 /// The longest kernel command line that Linux takes on arm64, in bytes.
 const LONGEST_CMDLINE: usize = 2047;
 /// What a guest needs beside kernel and initrd: its DTB and a stack, in bytes.
 const GUEST_EXTRA: u64 = 2 << 20;
+/// What the guests' address space of 36 bits holds from its RAM's start on, in bytes.
+const MOST_GUEST_MEMORY: u64 = 63 << 30;
 const MOST_VCPUS: u32 = 8;
 const MOST_GUESTS: usize = 64;
 const MOST_MEMORY: u64 = 64 << 30;
@@ -136,16 +138,22 @@ impl Source<'_> {
 }
 
 impl Config {
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file for QEMU's machine.
     ///
     /// # Errors
     /// The first mistake found, with its line and a remedy.
     pub fn load(file: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(file).map_err(|error| ConfigError {
-            place: file.display().to_string(),
-            text: format!("cannot read the configuration ({error}): check the path after --config"),
-        })?;
-        Self::parse(&text, file, overrides)
+        Self::parse(&text_of(file)?, file, overrides)
+    }
+
+    /// Reads and checks a configuration file for a machine that is not known here: EL2 will tell whether the guests fit.
+    ///
+    /// # Errors
+    /// As of [`Config::load`].
+    pub fn load_for_any_machine(file: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
+        let text = text_of(file)?;
+        let source = Source { file, text: &text };
+        Ok(Self::read(&source, overrides)?.0)
     }
 
     /// Checks the text of a configuration file.
@@ -154,10 +162,20 @@ impl Config {
     /// As of [`Config::load`].
     pub fn parse(text: &str, file: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
         let source = Source { file, text };
-        let raw: RawConfig = toml::from_str(text).map_err(|error| {
+        let (config, last) = Self::read(&source, overrides)?;
+        config.fits().map_err(|text| source.error(last, text))?;
+        Ok(config)
+    }
+
+    /// Reads all but what concerns the guests together, and where the last guest's memory is said.
+    fn read(
+        source: &Source<'_>,
+        overrides: Overrides,
+    ) -> Result<(Self, Option<usize>), ConfigError> {
+        let raw: RawConfig = toml::from_str(source.text).map_err(|error| {
             source.error(error.span().map(|span| span.start), error.message().trim())
         })?;
-        let mut config = machine(&source, &raw.machine, overrides)?;
+        let mut config = machine(source, &raw.machine, overrides)?;
         if raw.vm.is_empty() {
             return Err(source.error(
                 None,
@@ -171,12 +189,10 @@ impl Config {
             ));
         }
         for vm in &raw.vm {
-            let guest = guest(&source, vm, &config)?;
+            let guest = guest(source, vm, &config)?;
             config.guests.push(guest);
         }
-        let last = raw.vm.last().map(|vm| vm.memory.span().start);
-        config.fits().map_err(|text| source.error(last, text))?;
-        Ok(config)
+        Ok((config, raw.vm.last().map(|vm| vm.memory.span().start)))
     }
 
     /// Makes the configuration of the demo: one Debian guest.
@@ -243,6 +259,13 @@ impl Config {
             .map(|meta| meta.len())
             .sum()
     }
+}
+
+fn text_of(file: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(file).map_err(|error| ConfigError {
+        place: file.display().to_string(),
+        text: format!("cannot read the configuration ({error}): check the path after --config"),
+    })
 }
 
 fn machine(
@@ -398,6 +421,12 @@ fn check_memory(memory: u64, loaded: u64) -> Result<(), String> {
     if memory == 0 || !memory.is_multiple_of(GUEST_STEP) {
         return Err(format!(
             "a guest's memory is a multiple of 2M, not {}: round it up",
+            show_size(memory)
+        ));
+    }
+    if memory > MOST_GUEST_MEMORY {
+        return Err(format!(
+            "a guest has at most 63G of memory, not {}: lower it",
             show_size(memory)
         ));
     }

@@ -1,7 +1,7 @@
 //! The host tool of tagvisor as a library: set-up, the machine that QEMU runs, the bundle, runs and their reports.
 //!
-//! `scripts/setup`, `scripts/run` and `scripts/test` are thin wrappers over the program of the same package; the QEMU
-//! tests use the library.
+//! `scripts/setup`, `scripts/run`, `scripts/bundle` and `scripts/test` are thin wrappers over the program of the same
+//! package; the QEMU tests use the library.
 #![allow(clippy::indexing_slicing)]
 
 pub mod board;

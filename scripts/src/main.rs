@@ -1,8 +1,9 @@
-//! The host tool: `setup`, `run` and `test`.
+//! The host tool: `setup`, `run`, `bundle` and `test`.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tagvisor_tool::bundle::command::{BundleOptions, bundle};
 use tagvisor_tool::paths::Cache;
 use tagvisor_tool::run::options::{EXIT_CODES, RunOptions};
 use tagvisor_tool::run::{error_code, run};
@@ -36,6 +37,12 @@ enum Task {
         after_help = EXIT_CODES
     )]
     Run(RunOptions),
+    /// Write what a boot loader starts: the bundle with configuration, kernels and initrds, and tagvisor's Image
+    #[command(
+        display_name = "tagvisor",
+        override_usage = "scripts/bundle [OPTIONS] [--output FILE] [--image FILE]"
+    )]
+    Bundle(BundleOptions),
     /// Run every check and test; the last line is the count
     #[command(display_name = "tagvisor", override_usage = "scripts/test [--full]")]
     Test {
@@ -49,6 +56,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Task::Setup { parts } => set_up(&parts).map(|()| 0),
         Task::Run(options) => run(&options).map(|outcome| outcome.code()),
+        Task::Bundle(options) => bundle(&options).map(|()| 0),
         Task::Test { full } => test(full).map(|good| u8::from(!good)),
     };
     ExitCode::from(result.unwrap_or_else(|error| {

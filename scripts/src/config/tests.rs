@@ -165,6 +165,23 @@ fn mistakes_of_size_are_named_with_their_line_and_a_remedy() {
 }
 
 #[test]
+fn guests_too_large_for_qemus_machine_may_fit_another() {
+    let dir = files();
+    let file = dir.path().join("c.toml");
+    let load = |memory: &str| {
+        fs::write(&file, vm("").replace("64M", memory)).unwrap();
+        let config = Config::load_for_any_machine(&file, Overrides::default());
+        config.map(|config| config.guests[0].memory_bytes)
+    };
+    assert_eq!(load("32G"), Ok(32 << 30));
+    let error = load("64G").unwrap_err().text;
+    assert_eq!(
+        error,
+        "a guest has at most 63G of memory, not 64G: lower it"
+    );
+}
+
+#[test]
 fn mistakes_of_names_and_files_are_named_with_their_line_and_a_remedy() {
     let form = "tagvisor takes an arm64 Image or a raw image";
     let cases = [

@@ -20,7 +20,7 @@ use anyhow::{Context, Error, Result};
 
 use crate::board::{Boot, Loaded, MachineSpec};
 use crate::bundle::Bundle;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Overrides};
 use crate::paths::Cache;
 use crate::process::is_program;
 use crate::setup::{self, Part};
@@ -70,7 +70,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome> {
     setup::ensure(&cache, &needed_parts(options))?;
     let config = match given {
         Some(config) => config,
-        None => demo(options, &cache)?,
+        None => demo(options.batch, options.overrides(), &cache)?,
     };
     let files = Files::build(options, &cache)?;
     let scratch = Scratch::new()?;
@@ -195,11 +195,15 @@ fn check_qemu(options: &RunOptions) -> Result<()> {
     }
 }
 
-fn demo(options: &RunOptions, cache: &Cache) -> Result<Config> {
+/// Builds the demo's file system and returns its configuration; set-up has brought the rest.
+///
+/// # Errors
+/// The build fails, or the options ask for a machine that cannot be.
+pub fn demo(batch: bool, overrides: Overrides, cache: &Cache) -> Result<Config> {
     let initrd = build::guest_image("demo", cache.root())?;
     let kernel = cache.guests().join("Image");
-    let mut config = Config::demo(kernel, initrd, options.overrides())?;
-    if options.batch {
+    let mut config = Config::demo(kernel, initrd, overrides)?;
+    if batch {
         // The demo's init then powers off instead of giving a shell.
         config
             .guests
@@ -290,11 +294,24 @@ fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Result<Bundle>
         policy: config.policy,
         batch: options.batch,
         report_key: Some(key.to_owned()),
-        log: std::env::var("TAGVISOR_LOG")
-            .ok()
-            .filter(|level| !level.is_empty()),
+        log: log_level()?,
         guests,
     })
+}
+
+/// Returns the level of EL2's messages that `TAGVISOR_LOG` asks for, if it does.
+///
+/// # Errors
+/// There is no such level.
+pub fn log_level() -> Result<Option<String>, Usage> {
+    let asked = std::env::var("TAGVISOR_LOG").unwrap_or_default();
+    match asked.as_str() {
+        "" => Ok(None),
+        "error" | "warn" | "info" | "debug" | "trace" => Ok(Some(asked)),
+        other => Err(Usage(format!(
+            "TAGVISOR_LOG is {other}: set it to error, warn, info, debug or trace"
+        ))),
+    }
 }
 
 fn plugin(counter: &Path, to: &Path) -> Result<OsString> {
