@@ -89,9 +89,20 @@ pub fn library(package: &str) -> Result<PathBuf> {
 /// # Errors
 /// cargo fails.
 pub fn cargo(arguments: &[&str]) -> Result<()> {
-    match cargo_once(arguments)? {
+    cargo_with(arguments, &[])
+}
+
+/// As [`cargo`], with more environment variables.
+///
+/// # Errors
+/// cargo fails.
+pub fn cargo_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    match cargo_once(arguments, variables)? {
         Ended::Good => Ok(()),
-        Ended::NoNetwork => match cargo_once(&[arguments, &["--offline"]].concat())? {
+        Ended::NoNetwork => match cargo_once(
+            arguments,
+            &[variables, &[("CARGO_NET_OFFLINE", "true")]].concat(),
+        )? {
             Ended::Good => Ok(()),
             _ => bail!(
                 "cargo needs packages that are not here, and the network is not there: connect once"
@@ -110,7 +121,7 @@ enum Ended {
     NoNetwork,
 }
 
-fn cargo_once(arguments: &[&str]) -> Result<Ended> {
+fn cargo_once(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Ended> {
     let color = if std::io::stderr().is_terminal() {
         "always"
     } else {
@@ -119,6 +130,7 @@ fn cargo_once(arguments: &[&str]) -> Result<Ended> {
     let mut child = Command::new("cargo")
         .args(arguments)
         .env("CARGO_TERM_COLOR", color)
+        .envs(variables.iter().copied())
         .current_dir(repository())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::image::text_and_data;
 use crate::paths::{BARE_TARGET, Cache, repository, target_dir};
-use crate::run::build::{self, cargo};
+use crate::run::build::{self, cargo, cargo_with};
 use crate::setup::{self, Part};
 use tally::Tally;
 
@@ -49,6 +49,7 @@ pub fn test(full: bool) -> Result<bool> {
             "bare-guests",
         ])
     });
+    check(&mut tally, "documentation", documentation);
     check(&mut tally, "EL2 builds for release", || {
         build::tagvisor("el2").map(drop)
     });
@@ -87,6 +88,20 @@ fn check(tally: &mut Tally, name: &str, body: impl FnOnce() -> Result<()>) {
 
 fn clippy(what: &[&str]) -> Result<()> {
     cargo(&[&["clippy"], what, &["--", "-D", "warnings"]].concat())
+}
+
+/// Builds the documentation of everything, private items too, without warnings.
+fn documentation() -> Result<()> {
+    let what = [
+        "doc",
+        "--no-deps",
+        "--workspace",
+        "--all-features",
+        "--document-private-items",
+    ];
+    // A link to a private item works, as these are documented.
+    let flags = "-Dwarnings -Arustdoc::private-intra-doc-links";
+    cargo_with(&what, &[("RUSTDOCFLAGS", flags)])
 }
 
 fn image_is_small() -> Result<()> {
