@@ -34,6 +34,19 @@ pub enum Want<'a> {
     Only(&'a [&'a str]),
 }
 
+/// The archive could not be reached; nothing else that needs it will do better.
+#[derive(Debug)]
+pub struct NotReached(
+    /// What could not be had, and what to look at.
+    pub String,
+);
+
+impl std::fmt::Display for NotReached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A private apt state for some suites of the Debian archive.
 #[derive(Debug)]
 pub struct Archive {
@@ -69,7 +82,7 @@ impl Archive {
         let mut step = Step::begin(format!("package lists of Debian {}", suites.join(", ")));
         let lists = dir.join("state/lists");
         watched(archive.apt("apt-get").args(["update", "-q"]), UPDATE_LIMIT, || step.at(size_of(&lists), None))
-            .context("the lists of the Debian archive cannot be fetched: is the network up? Does `apt-get update` work?")?;
+            .context(NotReached("the lists of the Debian archive cannot be fetched: is the network up? Does `apt-get update` work?".to_owned()))?;
         step.done(&megabytes(size_of(&lists)));
         Ok(archive)
     }
@@ -121,7 +134,7 @@ impl Archive {
         watched(self.fetcher(want).arg("-q"), FETCH_LIMIT, || {
             step.at(size_of(&archives).saturating_sub(before), Some(total))
         })
-        .with_context(|| format!("{what} cannot be downloaded: is the network up?"))?;
+        .with_context(|| NotReached(format!("{what} cannot be downloaded: is the network up?")))?;
         step.done("downloaded and verified");
         Ok(files
             .into_iter()
