@@ -1,4 +1,4 @@
-//! As much of GICv3 and the virtual timer as the programs need on one CPU.
+//! As much of GICv3 and the virtual timer as the programs need.
 
 use core::arch::asm;
 
@@ -9,11 +9,15 @@ use crate::{read_sys, write_sys};
 pub const DISTRIBUTOR: u64 = 0x0800_0000;
 /// The first CPU's redistributor.
 pub const REDISTRIBUTOR: u64 = 0x080a_0000;
-/// The redistributor's frame for SGIs and PPIs.
-const SGI_FRAME: u64 = REDISTRIBUTOR + 0x1_0000;
+/// From a redistributor to its frame for SGIs and PPIs.
+const SGI_FRAME: u64 = 0x1_0000;
+/// From one CPU's redistributor to the next one's.
+const NEXT_REDISTRIBUTOR: u64 = 0x2_0000;
 
 /// The virtual timer's INTID.
 pub const TIMER: u64 = 27;
+/// The physical timer's INTID.
+pub const PHYSICAL_TIMER: u64 = 30;
 /// The INTID that says "nothing pending".
 pub const SPURIOUS: u64 = 1023;
 
@@ -32,22 +36,38 @@ pub fn write32(address: u64, value: u32) {
     unsafe { asm!("str {v:w}, [{a}]", v = in(reg) value, a = in(reg) address, options(nostack)) };
 }
 
-/// Enables group 1, and SGIs, PPIs and SPI 40 for this CPU.
+/// Enables group 1, and SGIs, the virtual timer and SPI 40 for the first CPU.
 pub fn enable() {
-    write_sys!("S3_0_C12_C12_5", read_sys!("S3_0_C12_C12_5") | 1); // ICC_SRE_EL1.SRE
     write32(DISTRIBUTOR, 0x12); // ARE_NS, EnableGrp1
-    write32(REDISTRIBUTOR + 0x14, 0); // GICR_WAKER: awake
-    write32(SGI_FRAME + 0x80, !0); // GICR_IGROUPR0
-    write32(SGI_FRAME + 0x100, 1 << TIMER | 0xffff); // GICR_ISENABLER0
     write32(DISTRIBUTOR + 0x84, !0); // GICD_IGROUPR1
-    write32(DISTRIBUTOR + 0x104, 1 << 8); // GICD_ISENABLER1: INTID 40
+    enable_spi(40);
+    enable_cpu(0);
+}
+
+/// Enables SGIs and the virtual timer for CPU `cpu`, which executes this.
+pub fn enable_cpu(cpu: u64) {
+    let redistributor = REDISTRIBUTOR + cpu * NEXT_REDISTRIBUTOR;
+    write_sys!("S3_0_C12_C12_5", read_sys!("S3_0_C12_C12_5") | 1); // ICC_SRE_EL1.SRE
+    write32(redistributor + 0x14, 0); // GICR_WAKER: awake
+    write32(redistributor + SGI_FRAME + 0x80, !0); // GICR_IGROUPR0
+    write32(redistributor + SGI_FRAME + 0x100, 1 << TIMER | 0xffff); // GICR_ISENABLER0
     write_sys!("S3_0_C4_C6_0", 0xff); // ICC_PMR_EL1
     write_sys!("S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1
 }
 
-/// Makes INTID 40 pending, to be taken by this CPU.
+/// Enables the first CPU's private interrupt `id`, 16 to 31.
+pub fn enable_ppi(id: u64) {
+    write32(REDISTRIBUTOR + SGI_FRAME + 0x100, 1 << (id & 31));
+}
+
+/// Enables shared interrupt `id`, 32 to 63, for the first CPU.
+pub fn enable_spi(id: u64) {
+    mte::write(DISTRIBUTOR + 0x6000 + 8 * id, 0); // GICD_IROUTER
+    write32(DISTRIBUTOR + 0x104, 1 << (id & 31)); // GICD_ISENABLER1
+}
+
+/// Makes INTID 40 pending.
 pub fn raise_spi() {
-    mte::write(DISTRIBUTOR + 0x6000 + 8 * 40, 0); // GICD_IROUTER40
     write32(DISTRIBUTOR + 0x204, 1 << 8); // GICD_ISPENDR1
 }
 

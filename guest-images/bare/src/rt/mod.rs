@@ -1,6 +1,6 @@
 //! The run time: from the first instruction to `main`, and what the programs do to the machine.
 //!
-//! One CPU, one thread, interrupts masked. Statics that the vectors and the program share are atomics, used with plain
+//! One CPU unless `smp` starts another, interrupts masked. Statics that the vectors and the program share are atomics, used with plain
 //! loads and stores only (exclusives need the MMU).
 
 pub mod console;
@@ -8,6 +8,7 @@ pub mod gic;
 pub mod mmu;
 pub mod mte;
 pub mod psci;
+pub mod smp;
 mod start;
 pub mod trap;
 
