@@ -1,12 +1,13 @@
-//! What tests run: the bare-metal programs, the oracle, QEMU. Each is built once for each test program.
+//! What tests run: the bare-metal programs, Linux, tagvisor itself, the oracle, QEMU. Each is built once for each test program.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use tagvisor_tool::image::flatten_file;
-use tagvisor_tool::paths::{BARE_TARGET, Cache, target_dir};
-use tagvisor_tool::run::build::{cargo, library};
+use tagvisor_tool::paths::{BARE_TARGET, Cache, repository, target_dir};
+use tagvisor_tool::run::build::{cargo, guest_image, library, profile, tagvisor};
 
 /// Does `make` once, and gives everybody its result or its error's text.
 pub fn once(
@@ -69,16 +70,69 @@ pub fn carveout() -> Result<PathBuf> {
     once(&BUILT, || library("carveout"))
 }
 
+/// Builds tagvisor and returns its flat Image.
+///
+/// # Errors
+/// The build fails.
+pub(crate) fn tagvisor_image() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    once(&BUILT, || tagvisor(&profile(false)?))
+}
+
+/// Builds tagvisor and returns its ELF.
+///
+/// # Errors
+/// The build fails.
+pub fn tagvisor_elf() -> Result<PathBuf> {
+    Ok(tagvisor_image()?.with_extension(""))
+}
+
+/// Returns set-up's Linux kernel.
+///
+/// # Errors
+/// Set-up has not run.
+pub fn linux() -> Result<PathBuf> {
+    is_there(Cache::of_user()?.guests().join("Image"))
+}
+
+/// Builds the initramfs `name`, `demo` or `kselftest-mte`, and returns it.
+///
+/// # Errors
+/// The build fails.
+pub fn initramfs(name: &str) -> Result<PathBuf> {
+    if name == "kselftest-mte" {
+        kselftest()
+    } else {
+        guest_image(name, Cache::of_user()?.root())
+    }
+}
+
+fn kselftest() -> Result<PathBuf> {
+    let out = target_dir().join("guest-images");
+    let status = Command::new(repository().join("guest-images/kselftest"))
+        .env("TAGVISOR_CACHE", Cache::of_user()?.root())
+        .env("TAGVISOR_OUT", &out)
+        .env("CARGO_TARGET_DIR", target_dir())
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot start guest-images/kselftest")?;
+    ensure!(status.success(), "guest-images/kselftest failed");
+    Ok(out.join("kselftest-mte.cpio.gz"))
+}
+
 /// Returns set-up's QEMU.
 ///
 /// # Errors
 /// Set-up has not run.
 pub fn qemu_program() -> Result<PathBuf> {
-    let program = Cache::of_user()?.qemu_program();
+    is_there(Cache::of_user()?.qemu_program())
+}
+
+fn is_there(file: PathBuf) -> Result<PathBuf> {
     ensure!(
-        program.is_file(),
+        file.is_file(),
         "{} is missing: run scripts/setup",
-        program.display()
+        file.display()
     );
-    Ok(program)
+    Ok(file)
 }

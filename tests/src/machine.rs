@@ -1,6 +1,6 @@
 //! tagvisor on machines that `scripts/run` does not make: other block sizes, no tag region, broken inputs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,10 +9,9 @@ use serde_json::Value;
 use tagvisor_tool::board::{Boot, Loaded, MachineSpec, Span};
 use tagvisor_tool::bundle::{Bundle, Policy};
 use tagvisor_tool::paths::Cache;
-use tagvisor_tool::run::build::{profile, tagvisor};
 use tagvisor_tool::run::filter::ReportFilter;
 
-use crate::build::{carveout, once, qemu_program};
+use crate::build::{carveout, qemu_program, tagvisor_image};
 use crate::process::{Finished, Folder, run_within};
 use crate::scenario::{Guest, Run};
 
@@ -135,7 +134,7 @@ impl Machine {
         }
         let boot = Boot {
             qemu: &qemu_program()?,
-            image: &image()?,
+            image: &tagvisor_image()?,
             bundle: (file.metadata()?.len() > 0).then_some(file.as_path()),
             dtb_cache: &Cache::of_user()?.root().join("dtb"),
         };
@@ -162,12 +161,6 @@ impl Machine {
         }
         .write(file)
     }
-}
-
-/// Builds tagvisor, once.
-fn image() -> Result<PathBuf> {
-    static BUILT: std::sync::OnceLock<Result<PathBuf, String>> = std::sync::OnceLock::new();
-    once(&BUILT, || tagvisor(&profile(false)?))
 }
 
 fn edit(file: &Path, change: Change) -> Result<()> {

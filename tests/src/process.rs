@@ -62,7 +62,8 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<Finished> {
     })
 }
 
-fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
+/// Waits for the end of `child`; ends it after `limit`. Returns its exit code.
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
     let end = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait()? {

@@ -1,4 +1,4 @@
-//! Guests under tagvisor, run as a user runs them: `scripts/run --batch --config FILE`.
+//! Guests under tagvisor, run as a user runs them: by `scripts/run`, in batch or on a terminal.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,8 +11,9 @@ use tagvisor_tool::bundle;
 use tagvisor_tool::paths::repository;
 use tagvisor_tool::size::parse_size;
 
-use crate::build::flat;
+use crate::build::{flat, initramfs, linux};
 use crate::process::{Finished, Folder, run_within};
+use crate::terminal::Terminal;
 
 /// How long EL2 and its guests may take, in seconds.
 const TIMEOUT: u64 = 120;
@@ -24,7 +25,9 @@ const START: Duration = Duration::from_secs(600);
 pub struct Guest {
     name: String,
     kernel: PathBuf,
+    initrd: Option<PathBuf>,
     memory: String,
+    vcpus: u32,
     cmdline: String,
     mte: bool,
 }
@@ -38,8 +41,26 @@ impl Guest {
         Ok(Self {
             name: program.to_owned(),
             kernel: flat(program)?,
+            initrd: None,
             memory: "64M".to_owned(),
+            vcpus: 1,
             cmdline: String::new(),
+            mte: true,
+        })
+    }
+
+    /// Makes a guest of Linux with the initramfs `image`, with 512 MiB of memory and MTE; the demo powers itself off.
+    ///
+    /// # Errors
+    /// Set-up has not run, or the initramfs cannot be built.
+    pub fn linux(image: &str) -> Result<Self> {
+        Ok(Self {
+            name: "linux".to_owned(),
+            kernel: linux()?,
+            initrd: Some(initramfs(image)?),
+            memory: "512M".to_owned(),
+            vcpus: 1,
+            cmdline: "console=ttyAMA0 tagvisor.batch".to_owned(),
             mte: true,
         })
     }
@@ -49,9 +70,9 @@ impl Guest {
         Ok(bundle::Guest {
             name: self.name.clone(),
             kernel: self.kernel.clone(),
-            initrd: None,
+            initrd: self.initrd.clone(),
             memory_bytes: parse_size(&self.memory).map_err(Error::msg)?,
-            vcpus: 1,
+            vcpus: self.vcpus,
             mte: self.mte,
             cmdline: self.cmdline.clone(),
             seed: String::new(),
@@ -72,10 +93,24 @@ impl Guest {
         self
     }
 
+    /// Gives it vCPUs.
+    #[must_use]
+    pub const fn vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self
+    }
+
     /// Gives it a kernel command line.
     #[must_use]
     pub fn cmdline(mut self, cmdline: &str) -> Self {
         cmdline.clone_into(&mut self.cmdline);
+        self
+    }
+
+    /// Adds to its kernel command line.
+    #[must_use]
+    pub fn and_cmdline(mut self, more: &str) -> Self {
+        self.cmdline = format!("{} {more}", self.cmdline);
         self
     }
 
@@ -96,6 +131,12 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Makes what `scripts/run` runs without a configuration: a machine of 2 GiB with the demo, a guest called `debian`.
+    #[must_use]
+    pub fn demo() -> Self {
+        Self::default()
+    }
+
     /// Makes a machine that runs one guest.
     #[must_use]
     pub fn of(guest: Guest) -> Self {
@@ -133,9 +174,12 @@ impl Scenario {
             // Writing to a string does not fail.
             let _ = write!(
                 text,
-                "\n[[vm]]\nname = {:?}\nkernel = {:?}\nmemory = {:?}\ncmdline = {:?}\nmte = {}\n",
-                guest.name, guest.kernel, guest.memory, guest.cmdline, guest.mte
+                "\n[[vm]]\nname = {:?}\nkernel = {:?}\nmemory = {:?}\nvcpus = {}\ncmdline = {:?}\nmte = {}\n",
+                guest.name, guest.kernel, guest.memory, guest.vcpus, guest.cmdline, guest.mte
             );
+            if let Some(initrd) = &guest.initrd {
+                let _ = writeln!(text, "initrd = {initrd:?}");
+            }
             text
         })
     }
@@ -146,28 +190,44 @@ impl Scenario {
     /// The run cannot be started, or its report is no JSON.
     pub fn run(&self) -> Result<Run> {
         let folder = Folder::new()?;
-        let (config, report) = (
-            folder.path().join("config.toml"),
-            folder.path().join("report.json"),
-        );
-        std::fs::write(&config, self.toml())?;
-        let timeout = self.timeout.unwrap_or(TIMEOUT);
-        let mut command = Command::new(repository().join("scripts/run"));
-        command
-            .arg("--batch")
-            .arg("--config")
-            .arg(&config)
-            .arg("--report")
-            .arg(&report);
-        command
-            .args(["--timeout", &timeout.to_string()])
-            .args(&self.options);
-        let finished = run_within(&mut command, Duration::from_secs(timeout) + START)?;
+        let report = folder.path().join("report.json");
+        let mut command = self.command(&folder)?;
+        command.arg("--batch").arg("--report").arg(&report);
+        let finished = run_within(&mut command, self.limit())?;
         let report = match std::fs::read_to_string(&report) {
             Ok(text) => serde_json::from_str(&text).context("the report is no JSON")?,
             Err(_) => Value::Null,
         };
         Ok(Run { finished, report })
+    }
+
+    /// Runs it on a terminal, which `person` reads and types on; then it has to end.
+    ///
+    /// # Errors
+    /// The run cannot be started, or the person does not see what they wait for.
+    pub fn interact(&self, person: impl FnOnce(&mut Terminal) -> Result<()>) -> Result<Finished> {
+        let folder = Folder::new()?;
+        let mut terminal = Terminal::start(&mut self.command(&folder)?, self.limit())?;
+        person(&mut terminal)?;
+        terminal.finish()
+    }
+
+    /// The command line, but for the mode.
+    fn command(&self, folder: &Folder) -> Result<Command> {
+        let mut command = Command::new(repository().join("scripts/run"));
+        if !self.guests.is_empty() {
+            let config = folder.path().join("config.toml");
+            std::fs::write(&config, self.toml())?;
+            command.arg("--config").arg(config);
+        }
+        let timeout = self.timeout.unwrap_or(TIMEOUT).to_string();
+        command.args(["--timeout", &timeout]).args(&self.options);
+        Ok(command)
+    }
+
+    /// Building, starting and running take at most this long.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.timeout.unwrap_or(TIMEOUT)) + START
     }
 }
 
