@@ -18,7 +18,7 @@ pub const TCR: u64 = (1 << 31) | (1 << 23) | (3 << 12) | (1 << 10) | (1 << 8) | 
 /// SCTLR_EL2: RES1 bits (29, 28, 23, 22, 18, 16, 11, 5, 4) and M, C, SA, I.
 pub const SCTLR: u64 = 0x30c5_0830 | 1 | (1 << 2) | (1 << 3) | (1 << 12);
 
-/// A 2 MiB block: AF, inner shareable, AttrIndx 1, AP[1] RES1, valid.
+/// A 2 MiB block: AF, inner shareable, AttrIndx 1, AP\[1\] RES1, valid.
 const EARLY_BLOCK: u64 = (1 << 10) | (3 << 8) | (1 << 6) | (1 << 2) | 1;
 
 /// 4 KiB pages for the early map: level 0, two of level 1, four of level 2, one spare.
