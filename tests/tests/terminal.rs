@@ -3,6 +3,8 @@
 // A helper of tests may fail the test.
 #![allow(clippy::unwrap_used)]
 
+use std::time::{Duration, Instant};
+
 use tagvisor_tests::{Finished, Guest, Scenario};
 
 fn echo(name: &str) -> Guest {
@@ -63,4 +65,26 @@ fn the_escape_key_reports_and_leaves() {
         })
         .unwrap();
     assert_code(&finished, 0);
+}
+
+#[test]
+fn a_guest_that_resets_in_a_loop_starts_once_a_second() {
+    let looping = Guest::bare("el1-hello").unwrap().named("loop");
+    let mut took = Duration::ZERO;
+    let finished = Scenario::of(looping.cmdline("end=reset"))
+        .interact(|terminal| {
+            terminal.expect("HELLO memory")?;
+            let first = Instant::now();
+            for _ in 0..2 {
+                terminal.expect("vm=loop restarts")?;
+                terminal.expect("HELLO memory")?;
+            }
+            took = first.elapsed();
+            terminal.write("\x1dq")?;
+            terminal.expect("vm=loop ended: stopped")
+        })
+        .unwrap();
+    assert_code(&finished, 0);
+    // A slow host makes it longer, nothing makes it shorter: starts are a second of the machine's time apart.
+    assert!(took > Duration::from_millis(1500), "{took:?}");
 }

@@ -6,8 +6,8 @@ use stage2::account::MachineAccount;
 use stage2::guest::{MemError, Policy};
 
 use super::{Guest, Hypervisor};
-use crate::arch::heap_used;
 use crate::arch::switch::CpuState;
+use crate::arch::{heap_used, timer};
 use crate::boot::power_off;
 use crate::config::VmConfig;
 use crate::console::{Mode, help};
@@ -15,6 +15,7 @@ use crate::exit::{Failure, MappedPage};
 use crate::json::Json;
 use crate::output::{CONSOLE, line};
 use crate::report::{CarveOut, End, Footprint, Ratio, Report, VERSION};
+use crate::vcpu::Wake;
 use crate::vm::{Images, StartError, Vm, policy_name};
 
 impl Hypervisor {
@@ -85,6 +86,7 @@ impl Hypervisor {
             vm,
             states,
             last_vcpu: None,
+            started: timer::counter(),
         });
         Ok(())
     }
@@ -134,7 +136,7 @@ impl Hypervisor {
         else {
             return;
         };
-        let Some(Guest { vm, .. }) = self.guests.get_mut(index) else {
+        let Some(Guest { vm, started, .. }) = self.guests.get_mut(index) else {
             return;
         };
         log::info!("vm={} restarts", vm.config.name);
@@ -145,7 +147,13 @@ impl Hypervisor {
             .and_then(|images| vm.load(images, &[], &mut self.host, &mut self.cpu));
         if let Err(error) = restarted {
             log::error!("vm={} does not restart: {error}", vm.config.name);
-            self.end_vm(index, End::Crashed);
+            return self.end_vm(index, End::Crashed);
+        }
+        // A guest that resets in a loop starts once a second: loading it is long work for EL2.
+        let (now, earliest) = (timer::counter(), started.saturating_add(timer::frequency()));
+        *started = earliest.max(now);
+        if let Some(first) = vm.vcpus.first_mut().filter(|_| now < earliest) {
+            first.waiting = Some(Wake { at: Some(earliest) });
         }
     }
 

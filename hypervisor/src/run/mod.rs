@@ -67,6 +67,8 @@ struct Guest {
     states: Vec<CpuState>,
     /// The vCPU that ran last on this CPU: the VM's TLB entries are its.
     last_vcpu: Option<usize>,
+    /// The count at which it was started last.
+    started: u64,
 }
 
 /// Everything, on this CPU.
@@ -224,6 +226,7 @@ impl Hypervisor {
             vm,
             states,
             last_vcpu,
+            ..
         }) = self.guests.get_mut(vm_index)
         else {
             return;
