@@ -331,7 +331,10 @@ fn system_register<C: Cpu>(
             }
         }
         SysRegOutcome::Undefined => {
-            log::debug!("vm={} undefined system register {trap:?}", vm.config.name);
+            vm.warn_guest(format_args!(
+                "undefined system register S{}_{}_C{}_C{}_{}",
+                trap.op0, trap.op1, trap.crn, trap.crm, trap.op2
+            ));
             return give(Exception::Undefined, vm, vcpu, env);
         }
     }

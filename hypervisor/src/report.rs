@@ -361,6 +361,17 @@ impl fmt::Display for Size {
     }
 }
 
+/// A cost avoided: what static takes, and what was taken at the most; negative if that was more.
+struct Gain(u64, u64);
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < self.1 { "-" } else { "" };
+        let size = Size(self.0.abs_diff(self.1));
+        f.pad(&alloc::format!("{sign}{size}"))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = &self.at_peak;
@@ -423,7 +434,7 @@ impl fmt::Display for Report {
         writeln!(f)?;
         writeln!(
             f,
-            "  {:<12}{:>4}{:>9}{:>12}{:>12}{:>10}{:>12}{:>12}{:>12}  end",
+            "  {:<12}{:>4}{:>9}{:>12}{:>12}{:>10}{:>12}{:>12}{:>15}  end",
             "VM",
             "mte",
             "policy",
@@ -432,7 +443,7 @@ impl fmt::Display for Report {
             "tagged",
             "static cost",
             "peak tags",
-            "reclaimed"
+            "min reclaimed"
         )?;
         for vm in &self.vms {
             vm.write_row(f)?;
@@ -449,7 +460,7 @@ impl VmInfo {
     fn write_row(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "  {:<12}{:>4}{:>9}{:>12}{:>12}{:>10}{:>12}{:>12}{:>12}  ",
+            "  {:<12}{:>4}{:>9}{:>12}{:>12}{:>10}{:>12}{:>12}{:>15}  ",
             self.name,
             if self.mte { "yes" } else { "no" },
             self.policy,
@@ -458,10 +469,7 @@ impl VmInfo {
             self.peak.tagged_pages,
             Size(self.static_cost_bytes),
             Size(self.peak.reserved_bytes),
-            Size(
-                self.static_cost_bytes
-                    .saturating_sub(self.peak.reserved_bytes)
-            ),
+            Gain(self.static_cost_bytes, self.peak.reserved_bytes),
         )?;
         match self.end {
             Some(end) => writeln!(f, "{end}"),

@@ -99,7 +99,7 @@ impl Facts {
     }
 }
 
-/// Checks one page, in constant time: for use after each trap. `fresh_tags` says that the trap was
+/// Checks one page and its tag block, in time that does not grow with memory: for use after each trap. `fresh_tags` says that the trap was
 /// the page's first tag access, so that its tags must be 0. Returns how many facts it checked.
 pub fn check_page<H: TableMemory + TagCache>(
     host: &HostMemory,
@@ -113,11 +113,53 @@ pub fn check_page<H: TableMemory + TagCache>(
         return Ok(0);
     };
     check_leaf(&mut facts, host, guest, (ipa.page(), leaf))?;
-    if fresh_tags && guest.has_tag_access(leaf) {
-        facts.check(hw.tags_are_zero(leaf.frame), Violation::OldTags(ipa))?;
+    if guest.has_tag_access(leaf) {
+        if fresh_tags {
+            facts.check(hw.tags_are_zero(leaf.frame), Violation::OldTags(ipa))?;
+        }
+        check_users(&mut facts, host, guest, (hw, ipa.page(), leaf))?;
     }
     check_sum(&mut facts, host)?;
     Ok(facts.0)
+}
+
+/// Recounts the users of the block behind one page (S6): where the page's neighbours in the coverage are its neighbours in
+/// the guest too, which they are within a piece.
+fn check_users<H: TableMemory>(
+    facts: &mut Facts,
+    host: &HostMemory,
+    guest: &GuestMemory,
+    (hw, ipa, leaf): (&H, Ipa, Leaf),
+) -> Result<(), Violation> {
+    let Some(block) = host.blocks.block_of(leaf.frame) else {
+        return Ok(());
+    };
+    let region = host.blocks.regions().nth(usize::from(block.region));
+    let Some(coverage) = region.map(|region| region.coverage(block.index)) else {
+        return Ok(());
+    };
+    let mut users = host.blocks.standing_users();
+    for frame in coverage.iter() {
+        let there = ipa
+            .get()
+            .wrapping_add(frame.addr().get().wrapping_sub(leaf.frame.addr().get()));
+        let there = Ipa::new(there);
+        if guest.ram().home(there) != Some(frame) {
+            return Ok(());
+        }
+        let tagged = |leaf: Leaf| leaf.frame == frame && guest.has_tag_access(leaf);
+        users += u32::from(guest.leaf(hw, there).is_some_and(tagged));
+    }
+    let state = host.blocks.state(block);
+    let right = state == BlockState::Offline || state == BlockState::Reserved { users };
+    facts.check(
+        right,
+        Violation::Users {
+            block,
+            state,
+            users,
+        },
+    )
 }
 
 /// Checks everything, at rest: no operation is under way, and `guests` are all VMs. The work is in

@@ -291,6 +291,18 @@ fn clear_breakpoints(dfr0: u64) {
     clear!(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
+/// Takes the SError that the exit's ESB has deferred, if there is one: its syndrome (DISR_EL1). Needs FEAT_RAS.
+#[must_use]
+pub fn take_deferred_serror() -> Option<u64> {
+    const A: u64 = 1 << 31;
+    let disr = read_reg!("S3_0_C12_C1_1");
+    if disr & A == 0 {
+        return None;
+    }
+    write_reg!("S3_0_C12_C1_1", 0);
+    Some(disr)
+}
+
 /// Takes stage 2 of the last guest out of use, before its tables go.
 pub fn unload_stage2() {
     VTTBR_EL2.set(0);

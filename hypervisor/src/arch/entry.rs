@@ -93,7 +93,12 @@ _start:
     cbz     x19, 5f
     mov     x0, x19
     bl      map_early_block
-    add     x0, x19, #(1 << 21)
+    ldr     w1, [x19, #4]           // totalsize, big endian; 2 MiB at the most is believed
+    rev     w1, w1
+    mov     w2, #(1 << 21)
+    cmp     w1, w2
+    csel    w1, w1, w2, lo
+    add     x0, x19, x1
     bl      map_early_block
 5:
     // Lines of these pages that were cached before the stores above are stale.

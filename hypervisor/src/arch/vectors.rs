@@ -192,6 +192,7 @@ enter_guest_asm:
     isb
 
 guest_exit:
+    hint    #16                     // ESB: an SError that the guest has caused is put into DISR_EL1 here, not charged to the next
     ldr     x0, [sp, #16]
     stp     x2, x3, [x0, #16]
     stp     x4, x5, [x0, #32]

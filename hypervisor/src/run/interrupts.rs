@@ -2,12 +2,12 @@
 
 use platform::gic::{CpuInterface, Redistributor};
 
-use super::{Hypervisor, VIRTUAL_TIMER_INTID};
+use super::Hypervisor;
 use crate::arch::cpu::El2;
 use crate::arch::timer;
 use crate::console::{Command, Input, help};
 use crate::devices::mmio::UART_INTID;
-use crate::exit::sync_interrupts;
+use crate::exit::{VIRTUAL_TIMER_INTID, sync_interrupts};
 use crate::output::{CONSOLE, line};
 use crate::report::End;
 use crate::vm::Vm;
@@ -86,6 +86,16 @@ impl Hypervisor {
         }
     }
 
+    /// Deactivates what the loaded vCPU let go: before the CPU sleeps, or the next expiry of its timer would not be signalled.
+    pub(super) fn settle(&mut self) {
+        let Some((vm_index, vcpu_index)) = self.loaded else {
+            return;
+        };
+        if let Some(guest) = self.guests.get_mut(vm_index) {
+            deactivate_done(&mut guest.vm, vcpu_index);
+        }
+    }
+
     fn raise_virtual_timer(&mut self) -> bool {
         let physical = self.interrupts.virtual_timer;
         let Some((vm_index, vcpu_index)) = self.loaded else {
@@ -138,7 +148,7 @@ impl Hypervisor {
     fn obey(&mut self, command: Command) {
         let end = match command {
             Command::Help => return line(format_args!("[tagvisor] {}", help())),
-            Command::Report => return self.print_report(),
+            Command::Report => return self.report_now(),
             Command::Next => return self.attach_next(),
             Command::Quit => End::Stopped,
             Command::Timeout => End::Timeout,

@@ -166,10 +166,7 @@ impl Hypervisor {
 
     pub(super) fn shut_down(mut self) -> ! {
         self.check_invariants();
-        self.print_report();
-        if let Some(key) = &self.config.report_key {
-            CONSOLE.lock().report(key, &self.report().to_json());
-        }
+        self.report_now();
         power_off()
     }
 
@@ -214,7 +211,15 @@ impl Hypervisor {
         log::error!("invariant broken: {what}");
     }
 
-    pub(super) fn print_report(&self) {
+    /// Prints the report: the table, and the JSON line if the host tool has asked for it.
+    pub(super) fn report_now(&self) {
+        self.print_report();
+        if let Some(key) = &self.config.report_key {
+            CONSOLE.lock().report(key, &self.report().to_json());
+        }
+    }
+
+    fn print_report(&self) {
         let text = alloc::format!("{}", self.report());
         for row in text.lines() {
             line(format_args!("[tagvisor] {row}"));

@@ -17,7 +17,7 @@ use crate::arch::switch::{CpuState, SwitchedFeatures};
 use crate::arch::{ExitVector, enter_guest, timer};
 use crate::bundle::Bundle;
 use crate::config::Config;
-use crate::exit::{Env, Failure, Next, handle};
+use crate::exit::{Env, Failure, Next, VIRTUAL_TIMER_INTID, handle};
 use crate::output::CONSOLE;
 use crate::report::{End, Invariants, MachineInfo, RegionInfo, VmInfo};
 use crate::traps::esr::{Esr, Exit, Syndrome};
@@ -25,9 +25,6 @@ use crate::vcpu::Vcpu;
 use crate::vm::{Board, Vm};
 
 pub use interrupts::Interrupts;
-
-/// INTID of the virtual timer, for guests.
-const VIRTUAL_TIMER_INTID: u16 = 27;
 
 /// What the report says about the machine and never changes.
 #[derive(Clone, Debug)]
@@ -82,6 +79,8 @@ pub struct Hypervisor {
     bundle: Bundle<'static>,
     guests: Vec<Guest>,
     refused: Vec<VmInfo>,
+    /// FEAT_RAS.
+    ras: bool,
     /// Whose registers are in the hardware.
     loaded: Option<Place>,
     /// Who ran last.
@@ -101,6 +100,7 @@ impl Hypervisor {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self {
+            ras: parts.board.hw.has_ras(),
             cpu: parts.cpu,
             board: parts.board,
             host: parts.host,
@@ -171,10 +171,16 @@ impl Hypervisor {
         };
         let vector = enter_guest(&mut vcpu.context);
         vm.exits.total += 1;
+        if let Some(syndrome) = self.ras.then(cpu::take_deferred_serror).flatten() {
+            return Next::Fail(Failure::SError(syndrome));
+        }
         match vector {
             ExitVector::Irq | ExitVector::Fiq => {
                 vm.exits.irq += 1;
                 self.take_interrupts();
+                if cfg!(debug_assertions) {
+                    self.check_trap(vm_index, None);
+                }
                 Next::Resume
             }
             ExitVector::SError => Next::Fail(Failure::SError(vcpu.context.esr)),
@@ -206,8 +212,8 @@ impl Hypervisor {
             now: timer::counter(),
         };
         let next = handle(exit, vm, vcpu_index, &mut env);
+        let mapped = env.mapped;
         if cfg!(debug_assertions) {
-            let mapped = env.mapped;
             self.check_trap(vm_index, mapped);
         }
         next
@@ -265,7 +271,7 @@ impl Hypervisor {
         SwitchedFeatures {
             pauth: self.board.hw.has_pauth(),
             mte: self.board.hw.has_mte2(),
-            ras: self.board.hw.has_ras(),
+            ras: self.ras,
         }
     }
 

@@ -1,12 +1,12 @@
 //! Who runs, and until when: round robin over runnable vCPUs, a time slice as long as others are on, sleepers woken by their
 //! interrupts and deadlines.
 
-use super::{Guest, Hypervisor, Place, VIRTUAL_TIMER_INTID};
+use super::{Guest, Hypervisor, Place};
 use crate::arch::switch::CpuState;
 use crate::arch::{cpu, timer};
 use crate::devices::vpsci::VcpuPower;
 use crate::devices::vtimer::{deadline, level};
-use crate::exit::PHYSICAL_TIMER_INTID;
+use crate::exit::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
 
 /// Time slices per second.
 const SLICES_PER_SECOND: u64 = 100;
@@ -136,6 +136,7 @@ impl Hypervisor {
 
     /// Waits for an interrupt or a deadline.
     pub(super) fn idle(&mut self) {
+        self.settle();
         timer::set_deadline(self.sleepers_deadline());
         cpu::wait_for_interrupt();
         self.take_interrupts();

@@ -69,7 +69,7 @@ pub struct RunOptions {
     /// Run this QEMU instead of that of set-up
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
-    /// Build EL2 with assertions and its invariants checked at every trap
+    /// Build EL2 with assertions; its invariants are checked at every exit
     #[arg(long)]
     pub debug_checks: bool,
     /// Run this ELF at EL2 instead of tagvisor

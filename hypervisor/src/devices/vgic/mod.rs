@@ -202,7 +202,8 @@ impl Vgic {
         core::mem::replace(&mut self.kicks, 0)
     }
 
-    /// Returns and forgets the physical PPIs (bit `n`: INTID `n`) that have to be deactivated on the CPU of `vcpu`.
+    /// Returns and forgets the physical PPIs (bit `n`: INTID `n`) that have to be deactivated on the CPU of `vcpu`: before it is
+    /// entered, leaves that CPU, or sleeps.
     pub fn take_deactivations(&mut self, vcpu: usize) -> u32 {
         self.banks
             .get_mut(vcpu)
