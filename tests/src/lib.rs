@@ -3,7 +3,7 @@
 //! A test runs a bare-metal program in QEMU by itself ([`Qemu`]), or guests under tagvisor through `scripts/run`
 //! ([`Scenario`]), as a user would, or tagvisor on a machine of its own making ([`Machine`]).
 //!
-//! Tests that take long run when [`is_full`] says so.
+//! Tests that take long are in test programs of their own, which need the feature `full`.
 
 mod build;
 mod machine;
@@ -20,9 +20,3 @@ pub use process::{Finished, Folder, run_within};
 pub use qemu::Qemu;
 pub use scenario::{Guest, Run, Scenario};
 pub use terminal::Terminal;
-
-/// Whether tests that take long run too: `scripts/test --full`, which sets `TAGVISOR_FULL=1`.
-#[must_use]
-pub fn is_full() -> bool {
-    std::env::var("TAGVISOR_FULL").is_ok_and(|value| value == "1")
-}

@@ -18,6 +18,9 @@ use tally::Tally;
 /// text and data of tagvisor's Image are at most this many bytes.
 const LARGEST_IMAGE: u64 = 256 << 10;
 
+/// The feature that test programs which take long need.
+const LONG_TESTS: &str = "tagvisor-tests/full";
+
 /// Runs all tests; `full` adds those that take long. Returns whether all passed.
 ///
 /// # Errors
@@ -37,7 +40,7 @@ pub fn test(full: bool) -> Result<bool> {
         repository::shell_scripts_parse,
     );
     check(&mut tally, "clippy on the host's code", || {
-        clippy(&["--workspace", "--all-targets"])
+        clippy(&["--workspace", "--all-targets", "--features", LONG_TESTS])
     });
     check(&mut tally, "clippy on EL2's code", || {
         clippy(&[
@@ -127,7 +130,7 @@ fn cargo_tests(tally: &mut Tally, full: bool) -> Result<()> {
         .env("CARGO_TARGET_DIR", target_dir());
     if full {
         // Millions of cases: optimized, with all checks.
-        command.args(["--profile", "checked"]);
+        command.args(["--profile", "checked", "--features", LONG_TESTS]);
         command.env("TAGVISOR_FULL", "1");
     }
     let mut child = command

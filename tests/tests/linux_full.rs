@@ -1,0 +1,117 @@
+//! Debian's unmodified kernel under tagvisor, at length: other machines, checks at every trap, several VMs, the kernel's own tests.
+
+// A helper of tests may fail the test.
+#![allow(clippy::unwrap_used)]
+
+mod demo;
+
+use demo::{
+    assert_demo, assert_eager, assert_good, assert_lazy, assert_tagged, counted, cpus, demo,
+};
+use tagvisor_tests::{Guest, Scenario};
+
+#[test]
+fn counted_time_makes_linux_run_the_same_each_time() {
+    let ((first, counts), (second, again)) = (counted(), counted());
+    assert_lazy(&first);
+    assert!(counts.contains("\nexit "), "{counts}");
+    assert_eq!(counts, again);
+    assert_eq!(first.report, second.report);
+    assert_eq!(first.finished.output, second.finished.output);
+}
+
+#[test]
+fn the_size_of_the_machine_does_not_matter() {
+    for memory in ["1G", "4G"] {
+        assert_lazy(&demo(&["--memory", memory]));
+        assert_eager(
+            &demo(&["--policy", "eager", "--memory", memory]),
+            "mte mte3",
+        );
+    }
+}
+
+#[test]
+fn a_cpu_without_mte_perm_is_served_eagerly() {
+    let run = demo(&["--cpu", "neoverse-n2"]);
+    assert_eager(&run, "mte");
+    assert!(
+        run.guest_line("debian", "TAGDEMO")
+            .contains("asymm=untested")
+    );
+}
+
+#[test]
+fn the_figures_do_not_depend_on_where_qemu_keeps_the_tags() {
+    assert_lazy(&demo(&["--policy", "lazy", "--stock-tags"]));
+}
+
+#[test]
+fn invariants_hold_at_every_trap_of_linux() {
+    for policy in ["lazy", "eager"] {
+        let run = demo(&["--policy", policy, "--debug-checks"]);
+        assert_good(&run);
+        assert_demo(&run, "debian", "mte mte3");
+        let checked = run.figure("/invariants/checked");
+        assert!(
+            checked > run.figure("/vms/0/exits/total"),
+            "{}",
+            run.transcript()
+        );
+    }
+}
+
+#[test]
+fn two_linux_vms_of_several_vcpus_run_at_once() {
+    let guest = |name| Guest::linux("demo").unwrap().named(name);
+    let with = guest("with").vcpus(2);
+    let without = guest("without")
+        .vcpus(4)
+        .without_mte()
+        .and_cmdline("tagvisor.nomte");
+    let run = Scenario::of(with).and(without).within(240).run().unwrap();
+    assert_good(&run);
+    assert_demo(&run, "with", "mte mte3");
+    assert_tagged(&run, 0);
+    assert_eq!(cpus(&run, "with"), "2 CPU");
+    assert_eq!(cpus(&run, "without"), "4 CPU");
+    assert_eq!(
+        run.guest_line("without", "TAGDEMO"),
+        "TAGDEMO pages=0 bad=0 result=no-mte"
+    );
+    assert_eq!(run.guest_line("without", "GUEST-RESULT"), "GUEST-RESULT ok");
+    assert_eq!(run.figure("/vms/1/pages/tagged"), 0, "{}", run.transcript());
+    assert_eq!(run.figure("/vms/1/reserved_bytes"), 0);
+}
+
+/// Runs the kernel's own MTE tests, or those that `choice` on the command line names; the line that counts them.
+fn kselftest(policy: &str, choice: &str) -> String {
+    let guest = Guest::linux("kselftest-mte").unwrap().and_cmdline(choice);
+    let run = Scenario::of(guest)
+        .with(&["--policy", policy])
+        .within(900)
+        .run()
+        .unwrap();
+    let lines = run.guest_lines("linux");
+    let failed: Vec<&&str> = lines
+        .iter()
+        .filter(|line| line.trim_start().starts_with("not ok"))
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}\n{}", run.transcript());
+    assert_good(&run);
+    run.guest_line("linux", "KSELFTEST").to_owned()
+}
+
+/// The number of tests that passed; none failed.
+fn passed(line: &str) -> u32 {
+    assert!(line.contains(" fail=0 "), "{line}");
+    let words = line.split(' ').find_map(|word| word.strip_prefix("pass="));
+    words.unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_kernels_own_mte_tests_pass() {
+    assert!(passed(&kselftest("lazy", "")) >= 130);
+    let some = "tagvisor.tests=check_prctl,check_buffer_fill,check_user_mem";
+    assert!(passed(&kselftest("eager", some)) >= 40);
+}
