@@ -6,7 +6,8 @@
 mod demo;
 
 use demo::{
-    assert_demo, assert_eager, assert_good, assert_lazy, assert_tagged, counted, cpus, demo,
+    assert_demo, assert_eager, assert_good, assert_lazy, assert_static, assert_tagged, counted,
+    cpus, demo,
 };
 use tagvisor_tests::{Guest, Scenario};
 
@@ -25,11 +26,7 @@ fn eager_reserves_for_what_linux_touches() {
 
 #[test]
 fn static_reserves_everything_and_linux_does_not_notice() {
-    let run = demo(&["--policy", "static"]);
-    assert_good(&run);
-    assert_demo(&run, "debian", "mte mte3");
-    assert_eq!(run.figure("/reclaimed_bytes"), 0, "{}", run.transcript());
-    assert_eq!(run.figure("/vms/0/tag_faults"), 0);
+    assert_static(&demo(&["--policy", "static"]));
 }
 
 /// The count of EL2 in the line of `event`.

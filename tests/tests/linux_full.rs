@@ -6,7 +6,8 @@
 mod demo;
 
 use demo::{
-    assert_demo, assert_eager, assert_good, assert_lazy, assert_tagged, counted, cpus, demo,
+    assert_demo, assert_eager, assert_good, assert_lazy, assert_static, assert_tagged, counted,
+    cpus, demo,
 };
 use tagvisor_tests::{Guest, Scenario};
 
@@ -28,6 +29,7 @@ fn the_size_of_the_machine_does_not_matter() {
             &demo(&["--policy", "eager", "--memory", memory]),
             "mte mte3",
         );
+        assert_static(&demo(&["--policy", "static", "--memory", memory]));
     }
 }
 

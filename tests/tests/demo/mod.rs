@@ -103,6 +103,15 @@ pub fn assert_eager(run: &Run, features: &str) {
     assert_eq!(run.figure("/vms/0/tag_faults"), 0);
 }
 
+/// All that a guest might tag has its block from the start.
+pub fn assert_static(run: &Run) {
+    assert_good(run);
+    assert_demo(run, "debian", "mte mte3");
+    assert_eq!(run.text("/policy"), "static");
+    assert_eq!(run.figure("/reclaimed_bytes"), 0, "{}", run.transcript());
+    assert_eq!(run.figure("/vms/0/tag_faults"), 0);
+}
+
 /// Runs the demo with its instructions counted; the file of counts too.
 pub fn counted() -> (Run, String) {
     let folder = Folder::new().unwrap();
