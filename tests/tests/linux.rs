@@ -7,7 +7,7 @@ mod demo;
 
 use demo::{
     assert_demo, assert_eager, assert_good, assert_lazy, assert_static, assert_tagged, counted,
-    cpus, demo,
+    cpus, demo, events, marks,
 };
 use tagvisor_tests::{Guest, Scenario};
 
@@ -29,22 +29,30 @@ fn static_reserves_everything_and_linux_does_not_notice() {
     assert_static(&demo(&["--policy", "static"]));
 }
 
-/// The count of EL2 in the line of `event`.
-fn el2_instructions(counts: &str, event: &str) -> u64 {
-    let line = counts.lines().find(|line| line.starts_with(event)).unwrap();
-    let count = line.split(' ').find_map(|word| word.strip_prefix("el2="));
-    count.unwrap().parse().unwrap()
-}
-
 #[test]
 fn the_guest_starts_within_30_million_instructions_of_el2() {
     let (run, counts) = counted();
     assert_lazy(&run);
-    let instructions = el2_instructions(&counts, "first-guest-instruction");
+    let (first, instructions) = events(&counts)[0];
+    assert_eq!(first, "first-guest-instruction", "{counts}");
     assert!(
         (100_000..=BOOT_INSTRUCTIONS).contains(&instructions),
         "{counts}"
     );
+}
+
+#[test]
+fn the_marks_of_a_counted_run_come_in_their_order() {
+    let counts = marks("work=boot");
+    let names: Vec<&str> = events(&counts).iter().map(|&(event, _)| event).collect();
+    let expected = [
+        "first-guest-instruction",
+        "mark-0x61",
+        "mark-0x62",
+        "mark-0x7f",
+        "exit",
+    ];
+    assert_eq!(names, expected, "{counts}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod demo;
 
 use demo::{
     assert_demo, assert_eager, assert_good, assert_lazy, assert_static, assert_tagged, counted,
-    cpus, demo,
+    cpus, demo, events, marks,
 };
 use tagvisor_tests::{Guest, Scenario};
 
@@ -19,6 +19,25 @@ fn counted_time_makes_linux_run_the_same_each_time() {
     assert_eq!(counts, again);
     assert_eq!(first.report, second.report);
     assert_eq!(first.finished.output, second.finished.output);
+}
+
+/// How often `mark` was given.
+fn times(counts: &str, mark: u32) -> usize {
+    let name = format!("mark-{mark:#x}");
+    let all = events(counts);
+    all.iter().filter(|&&(event, _)| event == name).count()
+}
+
+#[test]
+fn each_bench_of_the_marks_guest_begins_and_ends() {
+    let counts = marks("work=bench n=100");
+    for mark in 0x64..=0x6c {
+        assert_eq!(times(&counts, mark), 2, "{mark:#x}: {counts}");
+    }
+    let counts = marks("work=idle");
+    for mark in [0x6d, 0x69] {
+        assert_eq!(times(&counts, mark), 2, "{mark:#x}: {counts}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the tests of Linux share: the demo, and what is true of it under each policy.
 
 use serde_json::Value;
-use tagvisor_tests::{Folder, Run, Scenario};
+use tagvisor_tests::{Folder, Guest, Run, Scenario};
 
 const BLOCK: u64 = 4096;
 /// PROT_MTE pages of the demo.
@@ -118,6 +118,40 @@ pub fn counted() -> (Run, String) {
     let file = folder.path().join("count");
     let run = demo(&["--policy", "lazy", "--count", file.to_str().unwrap()]);
     (run, std::fs::read_to_string(&file).unwrap_or_default())
+}
+
+/// Runs the guest `marks` with `cmdline`, counted; the counts, an event in each line.
+pub fn marks(cmdline: &str) -> String {
+    let folder = Folder::new().unwrap();
+    let file = folder.path().join("count");
+    let guest = Guest::linux("marks").unwrap().and_cmdline(cmdline);
+    let run = Scenario::of(guest)
+        .with(&["--count", file.to_str().unwrap()])
+        .run()
+        .unwrap();
+    assert_good(&run);
+    assert_eq!(
+        run.guest_line("linux", "MTE RESULT"),
+        "MTE RESULT ok",
+        "{}",
+        run.transcript()
+    );
+    std::fs::read_to_string(&file).unwrap_or_default()
+}
+
+/// The events of `counts`, each with its count of EL2; the count never falls.
+pub fn events(counts: &str) -> Vec<(&str, u64)> {
+    let events: Vec<(&str, u64)> = counts
+        .lines()
+        .map(|line| {
+            let (event, rest) = line.split_once(' ').unwrap();
+            let mut words = rest.split(' ');
+            let el2 = words.find_map(|word| word.strip_prefix("el2="));
+            (event, el2.unwrap().parse().unwrap())
+        })
+        .collect();
+    assert!(events.is_sorted_by_key(|&(_, el2)| el2), "{counts}");
+    events
 }
 
 /// How many CPUs the demo in guest `name` has found.
