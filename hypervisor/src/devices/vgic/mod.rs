@@ -4,16 +4,17 @@
 //! message-based SPIs, up to 64 virtual CPUs. The CPU interface itself is the hardware's (`ICV_*`).
 //!
 //! # How the run loop uses it
-//! One lock per VM around all of it. Per virtual CPU:
+//! Whoever calls has the VM to itself. Per virtual CPU:
 //! - Anything that changes what a virtual CPU should see makes it *stale*. Before entering a guest: if
 //!   [`Vgic::is_stale`], store the list registers in use, [`Vgic::sync`], [`Vgic::flush`], load them. If it is not,
 //!   the list registers in the CPU are still right and nothing need be touched.
 //! - `sync` before handling a guest's own access to the GIC or a trapped `ICC_DIR_EL1`, before
 //!   [`Vgic::has_pending`] decides on a WFI, after a maintenance interrupt, and before the virtual CPU leaves its CPU.
 //!   After `sync`, always `flush` before the next entry.
-//! - [`Vgic::take_kicks`] names the virtual CPUs that must come to that point soon: send an SGI to those that run,
+//! - [`Vgic::take_kicks`] names the virtual CPUs that must come to that point soon: interrupt those that run,
 //!   wake those that sleep.
-//! - [`Vgic::take_deactivations`] names the physical PPIs that a guest's write left for us to deactivate.
+//! - [`Vgic::take_deactivations`] names the physical PPIs that are left for us to deactivate: before the virtual CPU is entered,
+//!   leaves its CPU, or sleeps.
 //!
 //! # Invariants
 //! - An interrupt that wants a list register and has none is in exactly one queue, its home's ([`Irq::home`]).
