@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tagvisor_tool::board::{Boot, Loaded, MachineSpec, Span};
+use tagvisor_tool::board::{Boot, IMAGE, Loaded, MachineSpec, STUB, Span};
 use tagvisor_tool::bundle::{Bundle, Policy};
+use tagvisor_tool::image::stub;
 use tagvisor_tool::paths::Cache;
 use tagvisor_tool::run::filter::ReportFilter;
 
@@ -33,6 +34,7 @@ pub struct Machine {
     guests: Vec<Guest>,
     bundle: Option<Change>,
     dtb: Option<Change>,
+    x0: Option<u64>,
     junk: Vec<Span>,
     limit: Duration,
     arguments: Vec<String>,
@@ -52,6 +54,7 @@ impl Machine {
             guests: vec![guest],
             bundle: None,
             dtb: None,
+            x0: None,
             junk: Vec::new(),
             limit: LIMIT,
             arguments: Vec::new(),
@@ -69,6 +72,13 @@ impl Machine {
     #[must_use]
     pub fn with_dtb(mut self, change: Change) -> Self {
         self.dtb = Some(change);
+        self
+    }
+
+    /// Enters tagvisor with this in x0 instead of the DTB's address.
+    #[must_use]
+    pub const fn with_x0(mut self, x0: u64) -> Self {
+        self.x0 = Some(x0);
         self
     }
 
@@ -141,6 +151,9 @@ impl Machine {
         let loaded = Loaded::prepare(&self.spec, &boot, folder)?;
         if let Some(change) = self.dtb {
             edit(&loaded.dtb, change)?;
+        }
+        if let Some(x0) = self.x0 {
+            std::fs::write(&loaded.stub, stub(STUB, x0, IMAGE))?;
         }
         Ok(loaded)
     }

@@ -6,6 +6,7 @@
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use tagvisor_tests::{Guest, Machine, Run};
+use tagvisor_tool::board::DTB;
 use tagvisor_tool::bundle::Policy;
 
 fn tags() -> Machine {
@@ -170,6 +171,16 @@ fn a_broken_device_tree_says_so() {
         &run(&hello().with_dtb(|bytes| bytes[4] = 0xff).within(10)),
         "device tree",
     );
+}
+
+#[test]
+fn an_x0_without_a_device_tree_says_so() {
+    let zeros = 0x5000_0000;
+    let unaligned = DTB + 4;
+    let no_memory = 0x10_0000_0000;
+    for x0 in [zeros, unaligned, no_memory] {
+        assert_fatal(&run(&hello().with_x0(x0).within(10)), "device tree");
+    }
 }
 
 #[test]
