@@ -62,6 +62,18 @@ fn the_physical_timer_loses_no_expiry() {
 }
 
 #[test]
+fn a_timer_that_was_moved_ends_a_suspend() {
+    let guest = neighbour("suspend", "mode=suspend ms=100 n=5");
+    let run = run(&Scenario::of(guest).within(30));
+    assert_eq!(
+        run.guest_line("suspend", "DONE"),
+        "DONE suspend times=5 refused=0 slow=0 lost=0",
+        "{}",
+        run.transcript()
+    );
+}
+
+#[test]
 fn a_deferred_error_register_is_a_guests_own() {
     let [a, b] = [("a", "1"), ("b", "2")]
         .map(|(name, value)| neighbour(name, &format!("mode=disr ms=1000 value={value}")));

@@ -9,6 +9,7 @@
 //! | `sleep` | sleeps `n` times for `ms`, by WFI and the virtual timer |
 //! | `ipi` | starts vCPU 1, and sends it `n` SGIs, each when the one before was served; never sleeps |
 //! | `cntp` | starts the physical timer `n` times and waits for each, trapping all the time in every other round |
+//! | `suspend` | moves a virtual timer that is pending `ms` into the future and sleeps by CPU_SUSPEND, `n` times |
 //! | `disr` | writes `value=N` to DISR_EL1 and reads it for `ms` |
 //! | `echo` | echoes lines; `reset` and `off` are obeyed instead |
 
@@ -127,6 +128,24 @@ mod guest {
         say!("DONE cntp times={times} lost={lost} wrong={wrong}");
     }
 
+    /// Interrupts are masked, so one that was pending is never taken: what sleeps has to look at the timer itself.
+    fn suspend(ticks: u64, times: u64) {
+        let (mut refused, mut slow, mut lost) = (0, 0, 0);
+        gic::enable();
+        for _ in 0..times {
+            gic::start_timer(0);
+            lost += u64::from(!gic::wait(PATIENCE * second(), gic::is_pending));
+            let start = now();
+            write_sys!("CNTV_CVAL_EL0", start + ticks);
+            // power_state 0: standby.
+            refused += u64::from(psci::hvc(psci::CPU_SUSPEND, [0; 3]) != 0);
+            slow += u64::from(now() - start > PATIENCE * second());
+            lost += u64::from(!gic::wait(PATIENCE * second(), gic::is_pending));
+            gic::stop_timer();
+        }
+        say!("DONE suspend times={times} refused={refused} slow={slow} lost={lost}");
+    }
+
     fn disr(ticks: u64, value: u64) {
         // DISR_EL1: A, IDS and ISS.
         let value = 1 << 31 | 1 << 24 | value & 0xff_ffff;
@@ -176,6 +195,7 @@ mod guest {
             "sleep" => sleep(ticks, times),
             "ipi" => ipi(times),
             "cntp" => cntp(times),
+            "suspend" => suspend(ticks, times),
             "disr" => disr(ticks, args::number(line, "value", 0)),
             "echo" => echo(),
             other => say!("no mode {other}: see el1-neighbour.rs"),
