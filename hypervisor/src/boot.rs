@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use platform::features::{CpuFeatures, NoMteReason, TagSupport};
+use platform::features::{CpuFeatures, NoMteReason, StaticReason, TagSupport};
 use platform::gic::{CpuInterface, Distributor, Redistributor};
 use platform::pl011::Pl011;
 use platform::smccc::Firmware;
@@ -78,7 +78,7 @@ static FIRMWARE: spin::Once<Firmware> = spin::Once::new();
 fn read_dtb(dtb: u64) -> Result<Machine, Fatal> {
     fdt::check_address(dtb)?;
     let header = dtb..dtb + fdt::HEADER_BYTES as u64;
-    // The entry code found the magic there, and mapped the two 2 MiB blocks from there on.
+    // The entry code found the magic there, and mapped the 2 MiB blocks of its first and its last byte.
     let header = arch::loaded_bytes(&header);
     let bytes = fdt::dtb_size(header)?;
     let whole = dtb..dtb + bytes as u64;
@@ -219,7 +219,13 @@ fn unmappable(bad: arch::linear::Unmappable) -> Fatal {
 
 /// Sets this CPU up, and makes sure that tags work before anybody is promised any.
 fn set_up_tags(machine: &Machine, features: &CpuFeatures, layout: &Layout) -> (El2, TagSupport) {
-    let support = features.tag_support(machine);
+    let support = match features.tag_support(machine) {
+        // All regions were refused: their storage holds tags for ever.
+        TagSupport::Lazy | TagSupport::EagerOnly if layout.regions.is_empty() => {
+            TagSupport::StaticOnly(StaticReason::NoRegion)
+        }
+        support => support,
+    };
     let mte = !matches!(support, TagSupport::NoMte(_));
     cpu::set_up(mte);
     let cpu = El2::new(features);

@@ -93,6 +93,18 @@ fn two_tag_regions_work() {
 }
 
 #[test]
+fn a_region_that_is_refused_stays_static_and_guests_keep_mte() {
+    let mut machine = tags();
+    machine.spec.block_bytes = 0;
+    let run = run(&machine);
+    assert_tags_pass(&run);
+    let said = run.transcript();
+    assert!(said.contains("refused: block-size is 0"), "{said}");
+    assert!(said.contains("policy=static"), "{said}");
+    assert_eq!(run.figure("/carve_out_bytes"), 0, "{said}");
+}
+
+#[test]
 fn a_machine_that_hides_its_tags_runs_guests_with_mte() {
     let mut machine = tags();
     machine.spec.no_region = true;

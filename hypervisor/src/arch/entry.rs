@@ -98,7 +98,11 @@ _start:
     mov     w2, #(1 << 21)
     cmp     w1, w2
     csel    w1, w1, w2, lo
+    mov     w2, #{header}           // a header at the least
+    cmp     w1, w2
+    csel    w1, w1, w2, hi
     add     x0, x19, x1
+    sub     x0, x0, #1
     bl      map_early_block
 5:
     // Lines of these pages that were cached before the stores above are stale.
@@ -251,6 +255,7 @@ early_tables:
     .text
 "#,
     tables = const EARLY_TABLES,
+    header = const platform::fdt::HEADER_BYTES,
     mair = const MAIR,
     tcr = const TCR,
     sctlr = const SCTLR,

@@ -270,7 +270,8 @@ impl Hypervisor {
     fn switched(&self) -> SwitchedFeatures {
         SwitchedFeatures {
             pauth: self.board.hw.has_pauth(),
-            mte: self.board.hw.has_mte2(),
+            // Where no guest has MTE none can reach the registers (HCR_EL2.ATA = 0), and EL3 may trap EL2's own accesses.
+            mte: self.board.mte,
             ras: self.ras,
         }
     }
