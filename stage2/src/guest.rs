@@ -49,6 +49,10 @@ pub enum MemError {
     /// A static VM on a machine that is not, or the other way round: the whole carve-out is
     /// reserved for all VMs or for none.
     StaticMismatch,
+    /// A VM of this identifier has memory already.
+    VmExists(VmId),
+    /// No VM of this identifier has memory.
+    NoSuchVm(VmId),
     /// The address is not of the VM's RAM.
     NotRam(Ipa),
     /// No frame is left.
@@ -78,6 +82,8 @@ impl fmt::Display for MemError {
                     "the policy is static for the machine and all its VMs, or for none"
                 )
             }
+            Self::VmExists(vm) => write!(f, "VM {} exists already", vm.index()),
+            Self::NoSuchVm(vm) => write!(f, "VM {} has no memory", vm.index()),
             Self::NotRam(ipa) => write!(f, "{ipa:#x} is not RAM of the VM"),
             Self::NoMemory => write!(f, "no frame is left"),
             Self::NotMte => write!(f, "a tag access of a VM without MTE"),

@@ -20,6 +20,7 @@ pub mod frames;
 pub mod guest;
 pub mod host;
 pub mod invariants;
+pub mod memory;
 pub mod pool;
 pub mod ports;
 mod ram;
