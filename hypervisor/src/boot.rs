@@ -14,8 +14,8 @@ use platform::pl011::Pl011;
 use platform::smccc::Firmware;
 use platform::{Machine, fdt};
 use stage2::guest::Policy;
-use stage2::host::HostMemory;
 use stage2::host::Layout as HostLayout;
+use stage2::memory::Memory;
 
 use crate::arch::cpu::{self, El2};
 use crate::arch::linear::{AddressSpace, Kind};
@@ -160,7 +160,7 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
         regions: regions(&layout),
         image_bytes: loaded.image.end - loaded.image.start,
     };
-    let host = HostMemory::new(HostLayout {
+    let memory = Memory::new(HostLayout {
         memory: layout.map,
         regions: layout.regions,
         policy,
@@ -170,7 +170,7 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
     Ok(Hypervisor::new(Parts {
         cpu,
         board,
-        host,
+        memory,
         interrupts,
         facts,
         config,

@@ -3,7 +3,7 @@
 
 use stage2::addr::Ipa;
 use stage2::guest::{Access, MemError, Policy};
-use stage2::host::HostMemory;
+use stage2::memory::Memory;
 
 use crate::cpu::Cpu;
 use crate::devices::mmio::{Target, UART_INTID};
@@ -75,8 +75,8 @@ pub struct MappedPage {
 pub struct Env<'a, C> {
     /// The CPU that the vCPU runs on.
     pub cpu: &'a mut C,
-    /// The machine's memory.
-    pub host: &'a mut HostMemory,
+    /// The machine's memory and that of its VMs.
+    pub memory: &'a mut Memory,
     /// ID registers of the hardware.
     pub hw: &'a IdRegs,
     /// Takes a byte of the guest's UART.
@@ -213,19 +213,18 @@ fn is_ram(vm: &Vm, ipa: u64) -> bool {
 
 fn page_fault<C: Cpu>(page: u64, vm: &mut Vm, env: &mut Env<'_, C>) -> Next {
     vm.exits.page += 1;
-    let Some(memory) = &mut vm.memory else {
-        return Next::Yield;
-    };
-    match memory.access_fault(env.host, env.cpu, Ipa::new(page)) {
+    match env.memory.access_fault(env.cpu, vm.id, Ipa::new(page)) {
         Ok(access) => {
             let fresh_tags =
-                matches!(access, Access::Mapped(_)) && memory.spec().policy != Policy::Lazy;
+                matches!(access, Access::Mapped(_)) && env.memory.policy() != Policy::Lazy;
             env.mapped = Some(MappedPage {
                 ipa: Ipa::new(page),
                 fresh_tags,
             });
             Next::Resume
         }
+        // It has ended meanwhile.
+        Err(MemError::NoSuchVm(_)) => Next::Yield,
         Err(error) => Next::Fail(Failure::Memory(error)),
     }
 }
@@ -238,7 +237,7 @@ fn tag_access<C: Cpu>(
     env: &mut Env<'_, C>,
 ) -> Next {
     vm.exits.tag += 1;
-    match tag_fault::handle(vm, vcpu, far, env.host, env.cpu, env.hw.has_ats1a()) {
+    match tag_fault::handle(vm, vcpu, far, env) {
         Ok(Resolution::Tagged(ipa)) => {
             env.mapped = Some(MappedPage {
                 ipa,

@@ -5,9 +5,9 @@
 
 use stage2::addr::Ipa;
 use stage2::guest::{MemError, TagOutcome};
-use stage2::host::HostMemory;
 
 use crate::cpu::Cpu;
+use crate::exit::Env;
 use crate::traps::tag_access::{Lookup, TagFault};
 use crate::vm::Vm;
 
@@ -27,13 +27,11 @@ pub enum Resolution {
 /// # Errors
 ///
 /// The page cannot be given tag storage.
-pub fn handle(
+pub fn handle<C: Cpu>(
     vm: &mut Vm,
     vcpu: usize,
     far: u64,
-    host: &mut HostMemory,
-    cpu: &mut impl Cpu,
-    ats1a: bool,
+    env: &mut Env<'_, C>,
 ) -> Result<Resolution, MemError> {
     let Some(state) = vm.vcpus.get_mut(vcpu) else {
         return Ok(Resolution::Reenter);
@@ -42,22 +40,22 @@ pub fn handle(
         elr: state.context.pc,
         far,
         pstate: state.context.pstate,
-        ats1a,
+        ats1a: env.hw.has_ats1a(),
     };
     let page = match state
         .tag_guard
-        .resolve(&fault, |form| cpu.translate(form, far))
+        .resolve(&fault, |form| env.cpu.translate(form, far))
     {
         Lookup::Page(page) => page,
         Lookup::Reenter | Lookup::Retry(_) => return Ok(Resolution::Reenter),
         Lookup::Report => return Ok(Resolution::Unresolved),
     };
     let ipa = Ipa::new(page);
-    let Some(memory) = &mut vm.memory else {
-        return Ok(Resolution::Reenter);
-    };
-    Ok(match memory.tag_fault(host, cpu, ipa)? {
-        TagOutcome::Tagged => Resolution::Tagged(ipa),
-        TagOutcome::Spurious | TagOutcome::Unmapped => Resolution::Reenter,
+    Ok(match env.memory.tag_fault(env.cpu, vm.id, ipa) {
+        Ok(TagOutcome::Tagged) => Resolution::Tagged(ipa),
+        Ok(TagOutcome::Spurious | TagOutcome::Unmapped) => Resolution::Reenter,
+        // The VM has ended meanwhile.
+        Err(MemError::NoSuchVm(_)) => Resolution::Reenter,
+        Err(error) => return Err(error),
     })
 }

@@ -7,8 +7,8 @@ use core::fmt;
 use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::descriptor::Vmid;
 use stage2::frames::VmId;
-use stage2::guest::{GuestMemory, GuestSpec, MemError, Policy};
-use stage2::host::HostMemory;
+use stage2::guest::{GuestSpec, MemError, Policy};
+use stage2::memory::Memory;
 
 use crate::config::VmConfig;
 use crate::cpu::Cpu;
@@ -100,8 +100,8 @@ pub struct Vm {
     pub index: usize,
     /// As configured.
     pub config: VmConfig,
-    /// Its memory; none once it has ended and given everything back.
-    pub memory: Option<GuestMemory>,
+    /// What its memory is called in [`Memory`].
+    pub id: VmId,
     /// Its interrupt controller.
     pub vgic: Vgic,
     /// Its UART.
@@ -134,26 +134,27 @@ impl Vm {
         index: usize,
         config: VmConfig,
         board: &Board,
-        host: &mut HostMemory,
+        memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<Self, StartError> {
-        let id = u16::try_from(index).map_err(|_| StartError::TooMany)?;
+        let number = u16::try_from(index).map_err(|_| StartError::TooMany)?;
+        let id = VmId::new(number).ok_or(StartError::TooMany)?;
         let mte = config.mte && board.mte;
         let vgic = Vgic::new(config.vcpus, SPIS).map_err(StartError::Gic)?;
         let spec = GuestSpec {
-            vm: VmId::new(id).ok_or(StartError::TooMany)?,
+            vm: id,
             // VMID 0 is EL2's own: nothing runs with it.
-            vmid: Vmid(id + 1),
+            vmid: Vmid(number + 1),
             ram_base: Ipa::new(RAM_BASE),
             ram_bytes: config.memory,
             mte,
             policy: board.policy,
         };
-        let memory = GuestMemory::new(host, cpu, spec)?;
+        memory.create(cpu, spec)?;
         let shape = GuestShape { mte };
         Ok(Self {
             index,
-            memory: Some(memory),
+            id,
             vgic,
             uart: Vuart::new(),
             bus: GuestBus::new(config.vcpus),
@@ -179,7 +180,7 @@ impl Vm {
         &mut self,
         images: Images<'_>,
         rng_seed: &[u8],
-        host: &mut HostMemory,
+        memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<(), StartError> {
         let at = image::place(
@@ -205,7 +206,7 @@ impl Vm {
             (at.initrd, images.initrd),
             (at.dtb, &dtb),
         ] {
-            self.write(ipa, bytes, host, cpu)?;
+            self.write(ipa, bytes, memory, cpu)?;
         }
         cpu.invalidate_instructions();
         if let Some(first) = self.vcpus.first_mut() {
@@ -219,7 +220,7 @@ impl Vm {
         &mut self,
         ipa: u64,
         mut bytes: &[u8],
-        host: &mut HostMemory,
+        memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<(), StartError> {
         let mut at = Ipa::new(ipa);
@@ -227,8 +228,7 @@ impl Vm {
             let offset = at.get() - at.page().get();
             let length = bytes.len().min((PAGE_SIZE - offset) as usize);
             let (part, rest) = bytes.split_at(length);
-            let memory = self.memory.as_mut().ok_or(MemError::NotRam(at))?;
-            let frame = memory.populate(host, cpu, at.page())?;
+            let frame = memory.populate(cpu, self.id, at.page())?;
             cpu.write_frame(frame, offset as usize, part);
             cpu.clean_frame(frame);
             at = at.checked_add(length as u64).ok_or(MemError::NotRam(at))?;
@@ -245,7 +245,7 @@ impl Vm {
     pub fn reset(
         &mut self,
         board: &Board,
-        host: &mut HostMemory,
+        memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<(), StartError> {
         self.vgic = Vgic::new(self.config.vcpus, SPIS).map_err(StartError::Gic)?;
@@ -253,10 +253,7 @@ impl Vm {
         self.vcpus = (0..self.config.vcpus)
             .map(|_| Vcpu::new(board.list_registers))
             .collect();
-        if let Some(memory) = &mut self.memory {
-            memory.reset(host, cpu)?;
-        }
-        Ok(())
+        Ok(memory.reset(cpu, self.id)?)
     }
 
     /// Ends the VM: takes its last figures and gives all its memory back.
@@ -267,21 +264,18 @@ impl Vm {
     pub fn finish(
         &mut self,
         end: End,
-        host: &mut HostMemory,
+        memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<(), MemError> {
         if self.end.is_some() {
             return Ok(());
         }
         self.end = Some(end);
-        self.last_info = Some(self.info());
+        self.last_info = Some(self.info(memory));
         for vcpu in &mut self.vcpus {
             vcpu.power = VcpuPower::Off;
         }
-        let destroyed = self
-            .memory
-            .take()
-            .map_or(Ok(()), |memory| memory.destroy(host, cpu));
+        let destroyed = memory.destroy(cpu, self.id);
         // The next owner of a frame may execute it: no line of it may be left in an instruction cache.
         cpu.invalidate_instructions();
         destroyed
@@ -306,19 +300,14 @@ impl Vm {
 
     /// Returns its part of the report: now, or at its end.
     #[must_use]
-    pub fn info(&self) -> VmInfo {
+    pub fn info(&self, memory: &Memory) -> VmInfo {
         if let Some(info) = &self.last_info {
             return info.clone();
         }
-        let policy = self
-            .memory
-            .as_ref()
-            .map_or(Policy::Static, |memory| memory.spec().policy);
-        let account = self
-            .memory
-            .as_ref()
-            .map(GuestMemory::account)
-            .unwrap_or_default();
+        let policy = memory
+            .guest(self.id)
+            .map_or(memory.policy(), |guest| guest.spec().policy);
+        let account = memory.vm_account(self.id).unwrap_or_default();
         VmInfo {
             name: self.config.name.clone(),
             mte: self.shape.mte,

@@ -137,7 +137,7 @@ fn answer(rig: &mut Rig, case: &Case) {
     context.pstate = case.pstate;
     let before = context.clone();
     let other = rig.vms[0].vcpus[1 - case.vcpu].context.x;
-    let (earlier, mapped) = (rig.cpu.injected.len(), rig.host.account().ledger);
+    let (earlier, mapped) = (rig.cpu.injected.len(), rig.memory.account().ledger);
 
     let next = rig.exit_of((0, case.vcpu), case.esr, case.far, case.ipa);
 
@@ -150,7 +150,7 @@ fn answer(rig: &mut Rig, case: &Case) {
         assert_eq!(next, Next::Resume);
         assert_eq!((injected.elr_el1, injected.pc), (before.pc, context.pc));
         assert_eq!((context.pc & !0x7ff, changed), (VBAR, vec![]));
-        assert_eq!(rig.host.account().ledger, mapped, "and nothing else");
+        assert_eq!(rig.memory.account().ledger, mapped, "and nothing else");
     } else {
         let step = context.pc.wrapping_sub(before.pc);
         let aarch32 = before.pstate & 1 << 4 != 0;
@@ -184,7 +184,7 @@ proptest! {
         list in prop::collection::vec(case(), scale().1),
     ) {
         let mut rig = Rig::new(policy);
-        let neighbour = |rig: &Rig| format!("{:?}", (&rig.vms[1].vcpus, rig.vms[1].info()));
+        let neighbour = |rig: &Rig| format!("{:?}", (&rig.vms[1].vcpus, rig.info(1)));
         let before = neighbour(&rig);
         for case in &list {
             rig.vms[0].vcpus[case.vcpu].fresh = false;
@@ -194,7 +194,7 @@ proptest! {
         prop_assert!(rig.sent.iter().all(|(vm, _)| *vm == 0));
         // Everything comes back.
         for vm in &mut rig.vms {
-            vm.finish(hypervisor::report::End::Stopped, &mut rig.host, &mut rig.cpu).unwrap();
+            vm.finish(hypervisor::report::End::Stopped, &mut rig.memory, &mut rig.cpu).unwrap();
         }
         rig.mapped = None;
         rig.check();

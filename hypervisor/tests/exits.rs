@@ -27,8 +27,7 @@ const UNDEFINED: u64 = IL;
 /// All that a guest may not find changed by an exit that was none of its doing.
 fn state(rig: &Rig) -> String {
     let [a, b] = [0, 1].map(|vm| &rig.vms[vm]);
-    let account = |vm: &hypervisor::vm::Vm| vm.memory.as_ref().unwrap().account();
-    let (mine, theirs) = (account(a), account(b));
+    let [mine, theirs] = [0, 1].map(|vm| rig.memory_of(vm).account());
     format!(
         "{:?}",
         (
@@ -226,7 +225,7 @@ fn a_fetch_or_table_walk_in_ram_maps_the_page_and_repeats() {
         assert_eq!(rig.mapped.unwrap().ipa, Ipa::new(ipa));
         assert_eq!(rig.context().pc, context.pc, "the guest repeats it");
         assert_eq!(rig.context().x, context.x);
-        let memory = rig.vms[0].memory.as_ref().unwrap();
+        let memory = rig.memory_of(0);
         assert!(memory.translate(&rig.cpu, Ipa::new(ipa)).is_some());
     }
     assert_eq!((rig.vms[0].exits.page, rig.vms[0].exits.mmio), (2, 0));
@@ -664,7 +663,7 @@ fn a_vm_for_which_no_memory_is_left_fails_alone() {
         let mut vm = rig.vms.pop().unwrap();
         vm.finish(
             hypervisor::report::End::Crashed,
-            &mut rig.host,
+            &mut rig.memory,
             &mut rig.cpu,
         )
         .unwrap();

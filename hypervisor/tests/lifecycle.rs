@@ -210,8 +210,8 @@ fn device_tree(rig: &Rig) -> Vec<u8> {
 }
 
 fn load(rig: &mut Rig, config: VmConfig, images: Images<'_>) -> Result<(), StartError> {
-    let mut vm = Vm::new(0, config, &rig.board, &mut rig.host, &mut rig.cpu)?;
-    let result = vm.load(images, &[7; 32], &mut rig.host, &mut rig.cpu);
+    let mut vm = Vm::new(0, config, &rig.board, &mut rig.memory, &mut rig.cpu)?;
+    let result = vm.load(images, &[7; 32], &mut rig.memory, &mut rig.cpu);
     rig.vms = vec![vm];
     rig.check();
     result
@@ -325,7 +325,7 @@ fn what_cannot_start_is_refused_with_the_reason_and_costs_nothing() {
         let error = load(&mut rig, config, images).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
         let mut vm = rig.vms.pop().unwrap();
-        vm.finish(End::Refused, &mut rig.host, &mut rig.cpu)
+        vm.finish(End::Refused, &mut rig.memory, &mut rig.cpu)
             .unwrap();
         assert_eq!(rig.ledger(), ledger, "{reason}");
     }
@@ -339,16 +339,16 @@ fn a_vm_whose_images_find_no_memory_is_refused_and_gives_back_what_it_had() {
     while rig.exit(TRANSLATION, 0, pieces.next().unwrap()) == Next::Resume {}
     let ledger = rig.ledger();
     let small = config("small", 8 * MIB, 1);
-    let mut vm = Vm::new(1, small, &rig.board, &mut rig.host, &mut rig.cpu).unwrap();
+    let mut vm = Vm::new(1, small, &rig.board, &mut rig.memory, &mut rig.cpu).unwrap();
     let images = Images {
         kernel: &kernel(),
         initrd: &[],
     };
     let error = vm
-        .load(images, &[], &mut rig.host, &mut rig.cpu)
+        .load(images, &[], &mut rig.memory, &mut rig.cpu)
         .unwrap_err();
     assert!(error.to_string().contains("no memory left"), "{error}");
-    vm.finish(End::Refused, &mut rig.host, &mut rig.cpu)
+    vm.finish(End::Refused, &mut rig.memory, &mut rig.cpu)
         .unwrap();
     rig.check();
     assert_eq!(rig.ledger(), ledger);
@@ -364,12 +364,12 @@ fn no_vm_takes_a_vmid_that_there_is_not_or_ram_that_stage_2_does_not_reach() {
         usize::MAX,
     ] {
         let config = config("a", 8 * MIB, 1);
-        let made = Vm::new(index, config, &rig.board, &mut rig.host, &mut rig.cpu);
+        let made = Vm::new(index, config, &rig.board, &mut rig.memory, &mut rig.cpu);
         assert_eq!(made.map(drop), Err(StartError::TooMany));
     }
     for memory in [0, 4097, 64 << 30, !0xfff] {
         let config = config("a", memory, 1);
-        let made = Vm::new(0, config, &rig.board, &mut rig.host, &mut rig.cpu);
+        let made = Vm::new(0, config, &rig.board, &mut rig.memory, &mut rig.cpu);
         let refused = matches!(made, Err(StartError::Memory(MemError::BadRam { .. })));
         assert!(refused, "{memory:#x}");
     }
@@ -377,7 +377,7 @@ fn no_vm_takes_a_vmid_that_there_is_not_or_ram_that_stage_2_does_not_reach() {
         0,
         config("a", 8 * MIB, 0),
         &rig.board,
-        &mut rig.host,
+        &mut rig.memory,
         &mut rig.cpu,
     );
     assert!(matches!(made, Err(StartError::Gic(_))));
@@ -409,23 +409,23 @@ fn use_memory(rig: &mut Rig) {
 fn a_vm_that_ends_gives_all_back_however_often() {
     for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
         let mut rig = Rig::empty(policy);
-        let before = rig.host.account();
+        let before = rig.memory.account();
         for _ in 0..if is_full() { 100 } else { 5 } {
             rig.start(config("a", 8 * MIB, 2));
             use_memory(&mut rig);
-            let during = rig.vms[0].info();
-            let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
-            vm.finish(End::Off, host, cpu).unwrap();
+            let during = rig.info(0);
+            let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+            vm.finish(End::Off, memory, cpu).unwrap();
             rig.mapped = None;
             rig.check();
-            assert_eq!(rig.host.account(), before, "{policy:?}");
+            assert_eq!(rig.memory.account(), before, "{policy:?}");
             // Its report stays, and ending it again changes nothing.
-            let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
+            let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
             let end = Some(End::Off);
             let expected = hypervisor::report::VmInfo { end, ..during };
-            assert_eq!(figures(&vm.info()), figures(&expected));
-            vm.finish(End::Crashed, host, cpu).unwrap();
-            assert_eq!(vm.info().end, end);
+            assert_eq!(figures(&vm.info(memory)), figures(&expected));
+            vm.finish(End::Crashed, memory, cpu).unwrap();
+            assert_eq!(vm.info(memory).end, end);
             assert!(vm.vcpus.iter().all(|vcpu| !vcpu.is_runnable()));
             rig.vms.clear();
             rig.cpu.stage1.clear();
@@ -437,36 +437,33 @@ fn a_vm_that_ends_gives_all_back_however_often() {
 fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
     for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
         let mut rig = Rig::new(policy);
-        let (fresh, account) = (rig.vms[0].info(), rig.host.account());
-        let neighbour = format!("{:?}", (&rig.vms[1].vcpus, rig.vms[1].info()));
+        let (fresh, account) = (rig.info(0), rig.memory.account());
+        let neighbour = format!("{:?}", (&rig.vms[1].vcpus, rig.info(1)));
         use_memory(&mut rig);
         rig.exit(0x01 << 26 | IL, 0, 0);
         let images = Images {
             kernel: &kernel(),
             initrd: &[],
         };
-        let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
-        vm.reset(&rig.board, host, cpu).unwrap();
-        vm.load(images, &[7; 32], host, cpu).unwrap();
+        let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+        vm.reset(&rig.board, memory, cpu).unwrap();
+        vm.load(images, &[7; 32], memory, cpu).unwrap();
         rig.mapped = None;
         rig.check();
 
         let vm = &rig.vms[0];
-        let info = vm.info();
+        let info = vm.info(&rig.memory);
         assert_eq!(format!("{:?}", info.pages), format!("{:?}", fresh.pages));
         assert_eq!(info.reserved_bytes, fresh.reserved_bytes);
         // It keeps its chunks, and no more: the rest is as at its start.
-        let now = rig.host.account();
+        let now = rig.memory.account();
         let rest = |of: MachineAccount| (of.reserved, of.tables, of.metadata, of.reclaimed);
         assert_eq!(rest(now), rest(account), "{policy:?}");
         assert_eq!(now.ledger.sum(), now.discovered);
         let boot = &vm.vcpus[0];
         assert_eq!((boot.context.pc, boot.waiting), (BASE + 0x8_0000, None));
         assert!(boot.fresh && boot.is_runnable() && vm.vcpus[1].power == VcpuPower::Off);
-        assert_eq!(
-            format!("{:?}", (&rig.vms[1].vcpus, rig.vms[1].info())),
-            neighbour
-        );
+        assert_eq!(format!("{:?}", (&rig.vms[1].vcpus, rig.info(1))), neighbour);
         let (data, _) = rig.run(BASE + 0x2_3000, SimMachine::load);
         let (tag, _) = rig.run(BASE, SimMachine::ldg);
         assert_eq!((data, tag), (0, 0));
@@ -476,20 +473,20 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
 #[test]
 fn an_exit_of_a_vm_that_has_ended_changes_nothing() {
     let mut rig = Rig::new(Policy::Lazy);
-    let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
-    vm.finish(End::Off, host, cpu).unwrap();
-    let account = rig.host.account();
+    let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+    vm.finish(End::Off, memory, cpu).unwrap();
+    let account = rig.memory.account();
     assert_eq!(rig.exit(TRANSLATION, BASE, BASE), Next::Yield);
     assert_eq!(rig.exit(TAG_ACCESS, BASE, 0), Next::Resume);
-    assert_eq!(rig.host.account(), account);
+    assert_eq!(rig.memory.account(), account);
     let images = Images {
         kernel: &kernel(),
         initrd: &[],
     };
-    let (vm, host, cpu) = (&mut rig.vms[0], &mut rig.host, &mut rig.cpu);
-    let loaded = vm.load(images, &[], host, cpu);
+    let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+    let loaded = vm.load(images, &[], memory, cpu);
     assert!(matches!(
         loaded,
-        Err(StartError::Memory(MemError::NotRam(_)))
+        Err(StartError::Memory(MemError::NoSuchVm(_)))
     ));
 }

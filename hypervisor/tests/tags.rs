@@ -23,11 +23,11 @@ const VA_PAGE: u64 = VA & !0xfff;
 const EL0: u64 = 0;
 
 fn tagged(rig: &Rig) -> u64 {
-    rig.vms[0].memory.as_ref().unwrap().account().pages.tagged
+    rig.memory_of(0).account().pages.tagged
 }
 
 fn reserved_bytes(rig: &Rig) -> u64 {
-    rig.host.account().reserved
+    rig.memory.account().reserved
 }
 
 /// A lazy machine whose VM 0 has touched [`PAGE`] and maps it at [`VA`].
@@ -40,9 +40,9 @@ fn touched() -> Rig {
 
 /// A tag access fault after which nothing must have changed but what the guest sees of its exception.
 fn unchanged(rig: &mut Rig, esr: u64, far: u64) -> Next {
-    let (account, ledger, context) = (rig.host.account(), rig.ledger(), rig.context().clone());
+    let (account, ledger, context) = (rig.memory.account(), rig.ledger(), rig.context().clone());
     let next = rig.exit(esr, far, 0);
-    assert_eq!((rig.host.account(), rig.ledger()), (account, ledger));
+    assert_eq!((rig.memory.account(), rig.ledger()), (account, ledger));
     assert_eq!(rig.context().x, context.x);
     assert_eq!(rig.mapped, None);
     next
@@ -72,7 +72,7 @@ fn qemu_s_form_of_the_fault_is_the_same_fault() {
     let esr = TAG_ACCESS & !0x3f | WRITE;
     assert_eq!(rig.exit(esr, VA, PAGE + 0x5000), Next::Resume);
     assert_eq!(tagged(&rig), 1);
-    let memory = rig.vms[0].memory.as_ref().unwrap();
+    let memory = rig.memory_of(0);
     assert_eq!(memory.translate(&rig.cpu, Ipa::new(PAGE + 0x5000)), None);
 }
 
@@ -116,7 +116,7 @@ fn tag_storage_is_reserved_when_the_policy_says() {
     assert_eq!(eager.mapped.map(|page| page.fresh_tags), Some(true));
 
     let fixed = Rig::new(Policy::Static);
-    let account = fixed.host.account();
+    let account = fixed.memory.account();
     assert_eq!(account.reserved + account.offline, account.carve_out);
 }
 
@@ -263,7 +263,7 @@ fn a_vm_without_mte_reserves_nothing_whatever_it_does() {
         assert_eq!(unchanged(&mut rig, TAG_ACCESS, VA), Next::Resume);
         assert_eq!(rig.cpu.injected.len(), 1, "impossible, and an abort");
         assert_eq!((tagged(&rig), reserved_bytes(&rig)), (0, 0));
-        assert!(!rig.vms[0].info().mte);
+        assert!(!rig.info(0).mte);
     }
 }
 
@@ -284,7 +284,7 @@ fn a_guest_reads_no_earlier_owner_s_tags_or_data() {
         rig.run(PAGE, |sim, guest, ipa| sim.store(guest, ipa, 0xee));
         rig.run(PAGE, |sim, guest, ipa| sim.stg(guest, ipa, 0xe));
         let (board, vm) = (&rig.board, &mut rig.vms[0]);
-        vm.reset(board, &mut rig.host, &mut rig.cpu).unwrap();
+        vm.reset(board, &mut rig.memory, &mut rig.cpu).unwrap();
         rig.mapped = None;
         rig.check();
         assert_eq!(rig.run(PAGE, SimMachine::load).0, 0);

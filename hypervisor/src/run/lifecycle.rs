@@ -36,7 +36,7 @@ impl Hypervisor {
             }
         }
         if self.board.policy == Policy::Static {
-            self.host.snapshot_now();
+            self.memory.snapshot_now();
         }
         if !self.config.batch {
             line(format_args!("[tagvisor] {}", help()));
@@ -59,7 +59,7 @@ impl Hypervisor {
     fn start_vm(&mut self, config: VmConfig) -> Result<(), StartError> {
         let images = self.images(&config)?;
         let index = self.guests.len();
-        let mut vm = Vm::new(index, config, &self.board, &mut self.host, &mut self.cpu)?;
+        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut self.cpu)?;
         if vm.config.mte && !vm.shape.mte {
             log::warn!(
                 "vm={} runs without MTE: this machine cannot give it",
@@ -67,11 +67,9 @@ impl Hypervisor {
             );
         }
         let seed = vm.config.seed.clone();
-        if let Err(error) = vm.load(images, &seed, &mut self.host, &mut self.cpu) {
-            if let Some(memory) = vm.memory.take() {
-                let destroyed = memory.destroy(&mut self.host, &mut self.cpu);
-                self.note_lost(destroyed);
-            }
+        if let Err(error) = vm.load(images, &seed, &mut self.memory, &mut self.cpu) {
+            let destroyed = self.memory.destroy(&mut self.cpu, vm.id);
+            self.note_lost(destroyed);
             return Err(error);
         }
         log::info!(
@@ -117,7 +115,7 @@ impl Hypervisor {
         let Some(guest) = self.guests.get_mut(index) else {
             return;
         };
-        let finished = guest.vm.finish(end, &mut self.host, &mut self.cpu);
+        let finished = guest.vm.finish(end, &mut self.memory, &mut self.cpu);
         self.note_lost(finished);
         if index == self.attached && !self.config.batch {
             self.attach_next();
@@ -142,9 +140,9 @@ impl Hypervisor {
         log::info!("vm={} restarts", vm.config.name);
         // A seed serves once: a guest that starts again gathers its own randomness.
         let restarted = vm
-            .reset(&self.board, &mut self.host, &mut self.cpu)
+            .reset(&self.board, &mut self.memory, &mut self.cpu)
             .and(images)
-            .and_then(|images| vm.load(images, &[], &mut self.host, &mut self.cpu));
+            .and_then(|images| vm.load(images, &[], &mut self.memory, &mut self.cpu));
         if let Err(error) = restarted {
             log::error!("vm={} does not restart: {error}", vm.config.name);
             return self.end_vm(index, End::Crashed);
@@ -179,28 +177,26 @@ impl Hypervisor {
         if vm.exits.total.is_multiple_of(ALL_EVERY) {
             return self.check_invariants();
         }
-        let account = self.host.account();
+        let account = self.memory.account();
         self.invariants.checked += 1;
         if account.ledger.sum() != account.discovered {
             return self
                 .break_invariant(format_args!("S17: memory was lost: {:?}", account.ledger));
         }
-        let Some((page, memory)) = mapped.zip(vm.memory.as_ref()) else {
+        let Some((page, guest)) = mapped.zip(self.memory.guest(vm.id)) else {
             return;
         };
         let fresh = page.fresh_tags;
-        match stage2::invariants::check_page(&self.host, memory, &mut self.cpu, page.ipa, fresh) {
+        let host = self.memory.host();
+        match stage2::invariants::check_page(host, guest, &mut self.cpu, page.ipa, fresh) {
             Ok(checked) => self.invariants.checked += checked,
             Err(violation) => self.break_invariant(format_args!("{violation}")),
         }
     }
 
     fn check_invariants(&mut self) {
-        let guests = self
-            .guests
-            .iter()
-            .filter_map(|guest| guest.vm.memory.as_ref());
-        match stage2::invariants::check(&self.host, guests, &mut self.cpu) {
+        let (host, guests) = (self.memory.host(), self.memory.guests());
+        match stage2::invariants::check(host, guests, &mut self.cpu) {
             Ok(checked) => self.invariants.checked += checked,
             Err(violation) => self.break_invariant(format_args!("{violation}")),
         }
@@ -227,8 +223,8 @@ impl Hypervisor {
     }
 
     fn report(&self) -> Report {
-        let (highest, now) = (self.host.highest(), self.host.account());
-        let vms = self.guests.iter().map(|guest| guest.vm.info());
+        let (highest, now) = (self.memory.highest(), self.memory.account());
+        let vms = self.guests.iter().map(|guest| guest.vm.info(&self.memory));
         Report {
             version: VERSION,
             policy: policy_name(self.board.policy),

@@ -10,7 +10,7 @@ mod sched;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use stage2::host::HostMemory;
+use stage2::memory::Memory;
 
 use crate::arch::cpu::{self, El2};
 use crate::arch::switch::{CpuState, SwitchedFeatures};
@@ -44,7 +44,7 @@ pub struct Parts {
     /// What all VMs have in common.
     pub board: Board,
     /// The machine's memory.
-    pub host: HostMemory,
+    pub memory: Memory,
     /// Physical interrupts.
     pub interrupts: Interrupts,
     /// For the report.
@@ -72,7 +72,7 @@ struct Guest {
 pub struct Hypervisor {
     cpu: El2,
     board: Board,
-    host: HostMemory,
+    memory: Memory,
     interrupts: Interrupts,
     facts: Facts,
     config: Config,
@@ -103,7 +103,7 @@ impl Hypervisor {
             ras: parts.board.hw.has_ras(),
             cpu: parts.cpu,
             board: parts.board,
-            host: parts.host,
+            memory: parts.memory,
             interrupts: parts.interrupts,
             facts: parts.facts,
             config: parts.config,
@@ -203,7 +203,7 @@ impl Hypervisor {
         });
         let mut env = Env {
             cpu: &mut self.cpu,
-            host: &mut self.host,
+            memory: &mut self.memory,
             hw: &self.board.hw,
             transmit: &mut |vm: &Vm, byte| {
                 CONSOLE.lock().guest_byte(vm.index, &vm.config.name, byte);
@@ -239,7 +239,7 @@ impl Hypervisor {
         };
         let held = vm.vgic.is_hw_ppi_held(vcpu_index, VIRTUAL_TIMER_INTID);
         let (Some(memory), Some(vcpu), Some(state)) = (
-            &vm.memory,
+            self.memory.guest(vm.id),
             vm.vcpus.get_mut(vcpu_index),
             states.get_mut(vcpu_index),
         ) else {

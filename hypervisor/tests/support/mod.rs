@@ -14,6 +14,7 @@ use hypervisor::cpu::Cpu;
 use hypervisor::devices::vgic::ListRegisters;
 use hypervisor::exit::{Env, MappedPage, Next, handle};
 use hypervisor::layout::{Layout, Loaded};
+use hypervisor::report::VmInfo;
 use hypervisor::traps::esr::{Esr, Exit, Syndrome};
 use hypervisor::traps::id_regs::{IdReg, IdRegs};
 use hypervisor::traps::inject::{Injected, Origin};
@@ -28,9 +29,10 @@ use stage2::account::Ledger;
 use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
 use stage2::descriptor::Vmid;
 use stage2::fakes::{SimFault, SimGuest, SimMachine};
-use stage2::guest::Policy;
-use stage2::host::{HostMemory, Layout as HostLayout};
+use stage2::guest::{GuestMemory, Policy};
+use stage2::host::Layout as HostLayout;
 use stage2::invariants;
+use stage2::memory::Memory as GuestsMemory;
 use stage2::ports::{FrameCopy, TableMemory, TagCache, Tlb};
 use stage2::region::TagRegionDesc;
 
@@ -283,7 +285,7 @@ impl Cpu for FakeCpu {
 /// The machine, its memory and its VMs.
 pub struct Rig {
     pub cpu: FakeCpu,
-    pub host: HostMemory,
+    pub memory: GuestsMemory,
     pub board: Board,
     pub vms: Vec<Vm>,
     /// What guests sent by their UARTs.
@@ -325,14 +327,14 @@ impl Rig {
             block_size: node.block_bytes,
         });
         let sim = SimMachine::new(descs.collect(), Vec::new());
-        let host = HostMemory::new(HostLayout {
+        let memory = GuestsMemory::new(HostLayout {
             memory: layout.map,
             regions: layout.regions,
             policy,
         });
         Self {
             cpu: FakeCpu::new(sim),
-            host: host.unwrap(),
+            memory: memory.unwrap(),
             board: Board {
                 hw: id_regs(),
                 mte: true,
@@ -372,8 +374,8 @@ impl Rig {
             kernel: &kernel(),
             initrd: &[],
         };
-        let mut vm = Vm::new(index, config, &self.board, &mut self.host, &mut self.cpu).unwrap();
-        vm.load(images, &[7; 32], &mut self.host, &mut self.cpu)
+        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut self.cpu).unwrap();
+        vm.load(images, &[7; 32], &mut self.memory, &mut self.cpu)
             .unwrap();
         self.vms.push(vm);
         self.check();
@@ -400,7 +402,7 @@ impl Rig {
         let sent = &mut self.sent;
         let mut env = Env {
             cpu: &mut self.cpu,
-            host: &mut self.host,
+            memory: &mut self.memory,
             hw: &self.board.hw,
             transmit: &mut |vm: &Vm, byte| sent.push((vm.index, byte)),
             mapped: None,
@@ -429,23 +431,33 @@ impl Rig {
 
     /// All invariants, and the simulated machine's own rules.
     pub fn check(&mut self) {
-        let guests = self.vms.iter().filter_map(|vm| vm.memory.as_ref());
-        let checked = invariants::check(&self.host, guests, &mut self.cpu);
+        let (host, guests) = (self.memory.host(), self.memory.guests());
+        let checked = invariants::check(host, guests, &mut self.cpu);
         assert!(checked.is_ok(), "{checked:?}");
         assert_eq!(self.cpu.sim.broken_rules(), []);
-        if let (Some(page), Some(memory)) = (self.mapped, &self.vms[0].memory) {
+        if let (Some(page), Some(guest)) = (self.mapped, self.memory.guest(self.vms[0].id)) {
             let fresh = page.fresh_tags;
-            invariants::check_page(&self.host, memory, &mut self.cpu, page.ipa, fresh).unwrap();
+            invariants::check_page(host, guest, &mut self.cpu, page.ipa, fresh).unwrap();
         }
     }
 
+    /// The memory of a VM that has some.
+    pub fn memory_of(&self, vm: usize) -> &GuestMemory {
+        self.memory.guest(self.vms[vm].id).unwrap()
+    }
+
+    /// The part of the report about a VM.
+    pub fn info(&self, vm: usize) -> VmInfo {
+        self.vms[vm].info(&self.memory)
+    }
+
     pub fn ledger(&self) -> Ledger {
-        self.host.account().ledger
+        self.memory.account().ledger
     }
 
     /// How hardware sees a VM.
     pub fn guest(&self, vm: usize) -> SimGuest {
-        let memory = self.vms[vm].memory.as_ref().unwrap();
+        let memory = self.memory_of(vm);
         SimGuest {
             vmid: memory.tables().vmid(),
             root: memory.tables().root(),
@@ -480,7 +492,7 @@ impl Rig {
 
     /// Bytes of a VM's RAM as EL2 finds them.
     pub fn ram(&self, vm: usize, ipa: u64, bytes: u64) -> Vec<u8> {
-        let memory = self.vms[vm].memory.as_ref().unwrap();
+        let memory = self.memory_of(vm);
         (ipa..ipa + bytes)
             .map(|at| {
                 let frame = memory.translate(&self.cpu, Ipa::new(at)).expect("mapped");
