@@ -6,6 +6,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use stage2::addr::PAGE_SIZE;
+use stage2::host::Policy;
+
 /// When a page of a guest gets its tag storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PolicyChoice {
@@ -18,6 +21,21 @@ pub enum PolicyChoice {
     Eager,
     /// At the guest's first tag access to the page.
     Lazy,
+}
+
+impl PolicyChoice {
+    /// Returns the policy of a VM that chooses this, on a machine of policy `machine`; none where lazy cannot be, for want of
+    /// FEAT_MTE_PERM. Static on another machine is for its memory to refuse.
+    #[must_use]
+    pub const fn of_vm(self, machine: Policy, mte_perm: bool) -> Option<Policy> {
+        match (self, machine) {
+            (_, Policy::Static) | (Self::Static, _) => Some(Policy::Static),
+            (Self::Auto, machine) => Some(machine),
+            (Self::Eager, _) => Some(Policy::Eager),
+            (Self::Lazy, _) if mte_perm => Some(Policy::Lazy),
+            (Self::Lazy, _) => None,
+        }
+    }
 }
 
 /// One VM as configured.
@@ -37,6 +55,10 @@ pub struct VmConfig {
     pub vcpus: usize,
     /// Whether the guest sees MTE.
     pub mte: bool,
+    /// The most tag storage that may be reserved for it, bytes, as configured: see [`Self::tag_budget_bytes`].
+    pub tag_budget: Option<u64>,
+    /// Policy for this VM; `auto` is the machine's.
+    pub policy: PolicyChoice,
     /// Random bytes for its first start; empty: it gets none.
     pub seed: Vec<u8>,
 }
@@ -44,8 +66,10 @@ pub struct VmConfig {
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Policy for all VMs.
+    /// Policy of the machine, and of each VM that does not choose another.
     pub policy: PolicyChoice,
+    /// Pages a second that the tag faults of one VM may evict from tag storage; 0: any number.
+    pub eviction_rate: u32,
     /// No terminal: guest lines are prefixed, a reset ends its VM.
     pub batch: bool,
     /// Announces the JSON report on the console; none: no JSON report.
@@ -60,6 +84,10 @@ pub struct Config {
 const MEMORY_LIMITS: core::ops::RangeInclusive<u64> = (2 << 20)..=(63 << 30);
 /// RAM comes in whole 2 MiB.
 const MEMORY_STEP: u64 = 2 << 20;
+/// Bytes of memory whose tags take one byte.
+const TAG_RATIO: u64 = 32;
+/// [`Config::eviction_rate`] where none is configured.
+pub const EVICTION_RATE: u32 = 4096;
 /// Largest number of vCPUs of a VM.
 pub const MAX_VCPUS: usize = 8;
 /// Largest number of VMs.
@@ -142,6 +170,7 @@ impl Config {
         }
         let mut config = Self {
             policy: PolicyChoice::Auto,
+            eviction_rate: EVICTION_RATE,
             batch: false,
             report_key: None,
             log: log::LevelFilter::Info,
@@ -163,7 +192,14 @@ impl Config {
 
     fn apply(&mut self, key: &str, value: &str) -> Result<(), Problem> {
         match key {
-            "policy" => self.policy = choose(value, POLICIES, "auto, static, eager or lazy")?,
+            "policy" => {
+                let policy = choose(value, POLICIES, "auto, static, eager or lazy")?;
+                match self.vms.last_mut() {
+                    Some(vm) => vm.policy = policy,
+                    None => self.policy = policy,
+                }
+            }
+            "eviction-rate" => self.eviction_rate = number(value, "a number of pages a second")?,
             "batch" => self.batch = switch(value)?,
             "report-key" => self.report_key = Some(report_key(value)?),
             "log" => self.log = choose(value, LEVELS, "error, warn, info, debug or trace")?,
@@ -208,6 +244,8 @@ impl Config {
             memory: 0,
             vcpus: 1,
             mte: true,
+            tag_budget: None,
+            policy: PolicyChoice::Auto,
             seed: Vec::new(),
         });
         Ok(())
@@ -229,8 +267,15 @@ impl Config {
     }
 }
 
-const VM_KEYS: [&str; 7] = [
-    "kernel", "initrd", "cmdline", "memory", "vcpus", "mte", "seed",
+const VM_KEYS: [&str; 8] = [
+    "kernel",
+    "initrd",
+    "cmdline",
+    "memory",
+    "vcpus",
+    "mte",
+    "tag-budget",
+    "seed",
 ];
 const POLICIES: &[(&str, PolicyChoice)] = &[
     ("auto", PolicyChoice::Auto),
@@ -247,6 +292,15 @@ const LEVELS: &[(&str, log::LevelFilter)] = &[
 ];
 
 impl VmConfig {
+    /// The most tag storage that may be reserved for the VM, bytes, whole 4 KiB: as configured, no more than all its RAM
+    /// needs, which is also the default. 0 without MTE.
+    #[must_use]
+    pub fn tag_budget_bytes(&self) -> u64 {
+        let most = if self.mte { self.memory / TAG_RATIO } else { 0 };
+        let wanted = self.tag_budget.unwrap_or(most);
+        wanted.min(most).next_multiple_of(PAGE_SIZE)
+    }
+
     fn apply(&mut self, key: &str, value: &str) -> Result<(), Problem> {
         match key {
             "kernel" => self.kernel = value.to_string(),
@@ -274,6 +328,7 @@ impl VmConfig {
                     .ok_or_else(|| bad(value, "a number of vCPUs: 1 to 8"))?;
             }
             "mte" => self.mte = switch(value)?,
+            "tag-budget" => self.tag_budget = Some(number(value, "a number of bytes")?),
             "seed" => self.seed = seed(value)?,
             _ => return Err(Problem::UnknownKey(key.to_string())),
         }
@@ -291,6 +346,10 @@ fn choose<T: Copy>(value: &str, among: &[(&str, T)], expected: &'static str) -> 
         .find(|(name, _)| *name == value)
         .map(|(_, chosen)| *chosen)
         .ok_or_else(|| bad(value, expected))
+}
+
+fn number<T: core::str::FromStr>(value: &str, expected: &'static str) -> Result<T, Problem> {
+    value.parse().map_err(|_| bad(value, expected))
 }
 
 fn switch(value: &str) -> Result<bool, Problem> {
@@ -331,8 +390,9 @@ fn report_key(value: &str) -> Result<String, Problem> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "tagvisor 1\npolicy lazy\nbatch on\nreport-key 00ff\n# a comment\n\nvm a\nkernel image-0\ninitrd image-1\n\
-        memory 536870912\nvcpus 2\nmte off\ncmdline console=ttyAMA0  two  spaces\nvm b\nkernel image-0\nmemory 2097152\n";
+    const GOOD: &str = "tagvisor 1\npolicy lazy\neviction-rate 0\nbatch on\nreport-key 00ff\n# a comment\n\nvm a\nkernel image-0\n\
+        initrd image-1\nmemory 536870912\nvcpus 2\nmte off\ncmdline console=ttyAMA0  two  spaces\n\
+        vm b\nkernel image-0\ntag-budget 8192\npolicy eager\nmemory 2097152\n";
 
     #[test]
     fn all_keys_are_understood() {
@@ -341,6 +401,7 @@ mod tests {
             (config.policy, config.batch, config.report_key.as_deref()),
             (PolicyChoice::Lazy, true, Some("00ff"))
         );
+        assert_eq!(config.eviction_rate, 0);
         let [a, b] = &config.vms[..] else {
             panic!("two VMs")
         };
@@ -350,6 +411,54 @@ mod tests {
         );
         assert_eq!(a.cmdline, "console=ttyAMA0  two  spaces");
         assert_eq!((b.vcpus, b.mte, b.initrd.as_deref()), (1, true, None));
+        assert_eq!((a.policy, a.tag_budget_bytes()), (PolicyChoice::Auto, 0));
+        assert_eq!(
+            (b.policy, b.tag_budget_bytes()),
+            (PolicyChoice::Eager, 8192)
+        );
+    }
+
+    #[test]
+    fn a_tag_budget_is_whole_pages_and_at_most_what_all_ram_needs() {
+        let budget = |lines: &str| {
+            let text = alloc::format!("tagvisor 1\nvm a\nkernel k\nmemory 4194304\n{lines}");
+            Config::parse(text.as_bytes()).unwrap().vms[0].tag_budget_bytes()
+        };
+        assert_eq!(budget(""), 128 << 10, "the default is memory / 32");
+        assert_eq!(budget("memory 2097152\n"), 64 << 10);
+        assert_eq!(budget("mte off\n"), 0, "without MTE there are no tags");
+        assert_eq!(budget("tag-budget 0\n"), 0);
+        assert_eq!(budget("tag-budget 1\n"), 4096);
+        assert_eq!(budget("tag-budget 131073\n"), 128 << 10);
+        assert_eq!(budget("tag-budget 18446744073709551615\n"), 128 << 10);
+        assert_eq!(budget("tag-budget 4096\nmte off\n"), 0);
+    }
+
+    #[test]
+    fn a_vm_has_the_machines_policy_unless_it_chooses_one_that_can_be() {
+        use PolicyChoice::{Auto, Eager, Lazy, Static};
+        for mte_perm in [true, false] {
+            for machine in [Policy::Static, Policy::Eager, Policy::Lazy] {
+                assert_eq!(Auto.of_vm(machine, mte_perm), Some(machine));
+                assert_eq!(Static.of_vm(machine, mte_perm), Some(Policy::Static));
+            }
+            assert_eq!(Eager.of_vm(Policy::Lazy, mte_perm), Some(Policy::Eager));
+            // No tag region: a machine that has nothing to reserve has nothing to choose.
+            assert_eq!(Lazy.of_vm(Policy::Static, mte_perm), Some(Policy::Static));
+        }
+        assert_eq!(Lazy.of_vm(Policy::Eager, true), Some(Policy::Lazy));
+        assert_eq!(
+            Lazy.of_vm(Policy::Eager, false),
+            None,
+            "tags would be lost silently"
+        );
+    }
+
+    #[test]
+    fn evictions_have_a_limit_unless_it_is_lifted() {
+        let text = "tagvisor 1\nvm a\nkernel k\nmemory 4194304\n";
+        let config = Config::parse(text.as_bytes()).unwrap();
+        assert_eq!(config.eviction_rate, EVICTION_RATE);
     }
 
     #[test]
@@ -366,6 +475,30 @@ mod tests {
             (
                 "tagvisor 1\nreport-key x y\n",
                 "line 2: `x y` is not a report key",
+            ),
+            (
+                "tagvisor 1\neviction-rate fast\n",
+                "line 2: `fast` is not a number of pages a second",
+            ),
+            (
+                "tagvisor 1\neviction-rate 4294967296\n",
+                "is not a number of pages a second",
+            ),
+            (
+                "tagvisor 1\nvm a\ntag-budget 8M\n",
+                "line 3: `8M` is not a number of bytes",
+            ),
+            (
+                "tagvisor 1\nvm a\ntag-budget -1\n",
+                "line 3: `-1` is not a number of bytes",
+            ),
+            (
+                "tagvisor 1\nvm a\npolicy fast\n",
+                "line 3: `fast` is not auto, static, eager or lazy",
+            ),
+            (
+                "tagvisor 1\ntag-budget 4\n",
+                "line 2: `tag-budget` belongs after a `vm` line",
             ),
             ("tagvisor 1\nlog loud\n", "line 2: `loud` is not error"),
             (

@@ -27,7 +27,8 @@ pub const LEAST_MEMORY: u64 = 128 << 20;
 /// The alignment of memory sizes: of the regions' borders, so that all are whole blocks of up to 32 KiB.
 pub const MEMORY_STEP: u64 = 32 << 20;
 
-const PAGE: u64 = 0x1000;
+/// A page, the least that changes its use.
+pub(crate) const PAGE: u64 = 0x1000;
 
 /// A machine to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,7 +275,7 @@ pub struct Boot<'a> {
     pub dtb_cache: &'a Path,
 }
 
-fn least_common_multiple(a: u64, b: u64) -> u64 {
+pub(crate) fn least_common_multiple(a: u64, b: u64) -> u64 {
     let (mut x, mut y) = (a, b);
     while y != 0 {
         (x, y) = (y, x % y);

@@ -53,6 +53,10 @@ pub struct Guest {
     pub vcpus: u32,
     /// Whether it sees MTE.
     pub mte: bool,
+    /// The most tag storage that may be reserved for it, in bytes; none: as much as all its memory needs.
+    pub tag_budget: Option<u64>,
+    /// How tag storage is reserved for it; `Auto`: as for the machine.
+    pub policy: Policy,
     /// Its kernel command line; empty for none.
     pub cmdline: String,
     /// Random bytes for its first start, in hexadecimal; empty for none.
@@ -64,6 +68,8 @@ pub struct Guest {
 pub struct Bundle {
     /// How tag storage is reserved.
     pub policy: Policy,
+    /// Pages a second that the tag faults of one guest may evict from tag storage, 0 for any number; none: EL2's default.
+    pub eviction_rate: Option<u32>,
     /// Whether there is no terminal.
     pub batch: bool,
     /// What marks the line of the report; no report line without it.
@@ -99,6 +105,11 @@ impl Bundle {
             "tagvisor 1".to_owned(),
             format!("policy {}", self.policy.name()),
         ];
+        lines.extend(
+            self.eviction_rate
+                .iter()
+                .map(|rate| format!("eviction-rate {rate}")),
+        );
         lines.push(format!("batch {}", on_off(self.batch)));
         lines.extend(
             self.report_key
@@ -107,25 +118,35 @@ impl Bundle {
         );
         lines.extend(self.log.iter().map(|level| format!("log {level}")));
         for guest in &self.guests {
-            lines.push(format!("vm {}", guest.name));
-            lines.push(format!(
-                "kernel image-{}",
-                index_of(&mut images, &guest.kernel)
-            ));
-            if let Some(initrd) = &guest.initrd {
-                lines.push(format!("initrd image-{}", index_of(&mut images, initrd)));
-            }
-            lines.push(format!("memory {}", guest.memory_bytes));
-            lines.push(format!("vcpus {}", guest.vcpus));
-            lines.push(format!("mte {}", on_off(guest.mte)));
-            if !guest.seed.is_empty() {
-                lines.push(format!("seed {}", guest.seed));
-            }
-            if !guest.cmdline.is_empty() {
-                lines.push(format!("cmdline {}", guest.cmdline));
-            }
+            guest.describe(&mut lines, &mut images);
         }
         (lines.join("\n") + "\n", images)
+    }
+}
+
+impl Guest {
+    /// Adds its part of the configuration's text, and its files to those that there are.
+    fn describe(&self, lines: &mut Vec<String>, images: &mut Vec<PathBuf>) {
+        lines.push(format!("vm {}", self.name));
+        lines.push(format!("kernel image-{}", index_of(images, &self.kernel)));
+        if let Some(initrd) = &self.initrd {
+            lines.push(format!("initrd image-{}", index_of(images, initrd)));
+        }
+        lines.push(format!("memory {}", self.memory_bytes));
+        lines.push(format!("vcpus {}", self.vcpus));
+        lines.push(format!("mte {}", on_off(self.mte)));
+        if let Some(bytes) = self.tag_budget {
+            lines.push(format!("tag-budget {bytes}"));
+        }
+        if self.policy != Policy::Auto {
+            lines.push(format!("policy {}", self.policy.name()));
+        }
+        if !self.seed.is_empty() {
+            lines.push(format!("seed {}", self.seed));
+        }
+        if !self.cmdline.is_empty() {
+            lines.push(format!("cmdline {}", self.cmdline));
+        }
     }
 }
 
@@ -242,6 +263,8 @@ mod tests {
             memory_bytes: 512 << 20,
             vcpus: 1,
             mte: true,
+            tag_budget: None,
+            policy: Policy::Auto,
             cmdline: String::new(),
             seed: String::new(),
         }
@@ -252,9 +275,12 @@ mod tests {
         let mut second = guest("b", Path::new("/k"));
         second.initrd = Some("/i".into());
         second.mte = false;
+        second.tag_budget = Some(8192);
+        second.policy = Policy::Eager;
         second.cmdline = "console=ttyAMA0 quiet".to_owned();
         let bundle = Bundle {
             batch: true,
+            eviction_rate: Some(100),
             report_key: Some("9f86".to_owned()),
             guests: vec![guest("a", Path::new("/k")), second],
             ..Bundle::default()
@@ -263,9 +289,10 @@ mod tests {
         assert_eq!(images, [PathBuf::from("/k"), PathBuf::from("/i")]);
         assert_eq!(
             conf,
-            "tagvisor 1\npolicy auto\nbatch on\nreport-key 9f86\n\
+            "tagvisor 1\npolicy auto\neviction-rate 100\nbatch on\nreport-key 9f86\n\
              vm a\nkernel image-0\nmemory 536870912\nvcpus 1\nmte on\n\
-             vm b\nkernel image-0\ninitrd image-1\nmemory 536870912\nvcpus 1\nmte off\ncmdline console=ttyAMA0 quiet\n"
+             vm b\nkernel image-0\ninitrd image-1\nmemory 536870912\nvcpus 1\nmte off\n\
+             tag-budget 8192\npolicy eager\ncmdline console=ttyAMA0 quiet\n"
         );
     }
 

@@ -31,6 +31,8 @@ pub struct Machine {
     pub spec: MachineSpec,
     /// How tag storage is reserved.
     pub policy: Policy,
+    /// Pages a second that one guest's tag faults may evict; none: EL2's default.
+    pub eviction_rate: Option<u32>,
     guests: Vec<Guest>,
     bundle: Option<Change>,
     dtb: Option<Change>,
@@ -51,6 +53,7 @@ impl Machine {
                 ..MachineSpec::default()
             },
             policy: Policy::Auto,
+            eviction_rate: None,
             guests: vec![guest],
             bundle: None,
             dtb: None,
@@ -167,6 +170,7 @@ impl Machine {
         let key = Some(KEY.to_owned());
         Bundle {
             policy: self.policy,
+            eviction_rate: self.eviction_rate,
             batch: true,
             report_key: key,
             log: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use serde_json::Value;
-use tagvisor_tool::bundle;
+use tagvisor_tool::bundle::{self, Policy};
 use tagvisor_tool::paths::repository;
 use tagvisor_tool::size::parse_size;
 
@@ -30,6 +30,8 @@ pub struct Guest {
     vcpus: u32,
     cmdline: String,
     mte: bool,
+    tag_budget: Option<u64>,
+    policy: Policy,
 }
 
 impl Guest {
@@ -46,6 +48,8 @@ impl Guest {
             vcpus: 1,
             cmdline: String::new(),
             mte: true,
+            tag_budget: None,
+            policy: Policy::Auto,
         })
     }
 
@@ -62,6 +66,8 @@ impl Guest {
             vcpus: 1,
             cmdline: "console=ttyAMA0 tagvisor.batch".to_owned(),
             mte: true,
+            tag_budget: None,
+            policy: Policy::Auto,
         })
     }
 
@@ -74,6 +80,8 @@ impl Guest {
             memory_bytes: parse_size(&self.memory).map_err(Error::msg)?,
             vcpus: self.vcpus,
             mte: self.mte,
+            tag_budget: self.tag_budget,
+            policy: self.policy,
             cmdline: self.cmdline.clone(),
             seed: String::new(),
         })
@@ -120,12 +128,27 @@ impl Guest {
         self.mte = false;
         self
     }
+
+    /// Limits the tag storage that may be reserved for it, in bytes.
+    #[must_use]
+    pub const fn tag_budget(mut self, bytes: u64) -> Self {
+        self.tag_budget = Some(bytes);
+        self
+    }
+
+    /// Gives it a policy other than the machine's.
+    #[must_use]
+    pub const fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
 }
 
 /// A machine, its guests and the options of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Scenario {
     guests: Vec<Guest>,
+    machine: String,
     options: Vec<String>,
     timeout: Option<u64>,
 }
@@ -161,6 +184,14 @@ impl Scenario {
         self
     }
 
+    /// Adds lines of the configuration to `[machine]`, such as `regions = 2`; the demo has no configuration.
+    #[must_use]
+    pub fn machine(mut self, line: &str) -> Self {
+        self.machine += line;
+        self.machine.push('\n');
+        self
+    }
+
     /// Sets the time limit of the run, in seconds.
     #[must_use]
     pub const fn within(mut self, seconds: u64) -> Self {
@@ -170,7 +201,8 @@ impl Scenario {
 
     /// The configuration file.
     fn toml(&self) -> String {
-        self.guests.iter().fold(String::from("[machine]\ncpus = 1\n"), |mut text, guest| {
+        let machine = format!("[machine]\ncpus = 1\n{}", self.machine);
+        self.guests.iter().fold(machine, |mut text, guest| {
             // Writing to a string does not fail.
             let _ = write!(
                 text,
@@ -179,6 +211,12 @@ impl Scenario {
             );
             if let Some(initrd) = &guest.initrd {
                 let _ = writeln!(text, "initrd = {initrd:?}");
+            }
+            if let Some(bytes) = guest.tag_budget {
+                let _ = writeln!(text, "tag_budget = {bytes}");
+            }
+            if guest.policy != Policy::Auto {
+                let _ = writeln!(text, "policy = {:?}", guest.policy.name());
             }
             text
         })

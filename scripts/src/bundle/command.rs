@@ -82,6 +82,7 @@ fn configuration(options: &BundleOptions, cache: &Cache) -> Result<Config> {
 fn write_bundle(options: &BundleOptions, config: &Config, output: &Path) -> Result<u64> {
     let bundle = Bundle {
         policy: config.policy,
+        eviction_rate: config.eviction_rate,
         batch: options.batch,
         report_key: options.report_key.clone(),
         log: log_level()?,

@@ -30,8 +30,10 @@ fn parse(dir: &Scratch, text: &str) -> Result<Config, String> {
 }
 
 const GOOD: &str = "[machine]\nmemory = \"1G\"\ncpus = 4\npolicy = \"lazy\"\n\
+    eviction_rate = 100\nblock_size = \"8K\"\nregions = 2\n\
     [[vm]]\nname = \"a\"\nkernel = \"Image\"\ninitrd = \"initrd\"\ncmdline = \" console=ttyAMA0 \"\nmemory = \"512M\"\n\
-    vcpus = 2\nmte = false\n[[vm]]\nname = \"b\"\nkernel = \"raw\"\nmemory = 4194304\n";
+    vcpus = 2\nmte = false\n[[vm]]\nname = \"b\"\nkernel = \"raw\"\nmemory = 4194304\n\
+    tag_budget = \"64K\"\npolicy = \"eager\"\n";
 
 #[test]
 fn all_keys_are_understood_and_paths_are_relative_to_the_file() {
@@ -41,6 +43,13 @@ fn all_keys_are_understood_and_paths_are_relative_to_the_file() {
         (config.memory_bytes, config.cpus, config.policy),
         (1 << 30, 4, Policy::Lazy)
     );
+    assert_eq!(
+        (config.eviction_rate, config.block_bytes, config.regions),
+        (Some(100), 8192, 2)
+    );
+    let own = |guest: &Guest| (guest.tag_budget, guest.policy);
+    assert_eq!(own(&config.guests[0]), (None, Policy::Auto));
+    assert_eq!(own(&config.guests[1]), (Some(65536), Policy::Eager));
     assert_eq!(config.guests[0].kernel, dir.path().join("Image"));
     assert_eq!(config.guests[0].cmdline, "console=ttyAMA0");
     assert_eq!((config.guests[0].vcpus, config.guests[0].mte), (2, false));
@@ -66,6 +75,11 @@ fn the_command_line_wins_over_the_file() {
     assert_eq!(
         (config.memory_bytes, config.cpus, config.policy),
         (2 << 30, 1, Policy::Static)
+    );
+    assert_eq!(
+        config.guests[1].policy,
+        Policy::Auto,
+        "--policy is for all guests, or a machine that is static could not be tried"
     );
     let too_small = Overrides {
         memory_bytes: Some(1 << 20),
@@ -105,15 +119,17 @@ fn mistakes_of_form_are_named_with_their_line() {
         ),
         (
             "[machine]\nram = \"2G\"\n".into(),
-            "c.toml:2: unknown field `ram`, expected one of `memory`, `cpus`, `policy`",
+            "c.toml:2: unknown field `ram`, expected one of `memory`, `cpus`, `policy`, `eviction_rate`, \
+             `block_size`, `regions`",
         ),
         (
             "[board]\n".into(),
             "c.toml:1: unknown field `board`, expected `machine` or `vm`",
         ),
         (
-            vm("tag_budget = 3\n"),
-            "c.toml:5: unknown field `tag_budget`, expected one of `name`, `kernel`, `initrd`, `cmdline`, `memory`, `vcpus`, `mte`",
+            vm("tags = 3\n"),
+            "c.toml:5: unknown field `tags`, expected one of `name`, `kernel`, `initrd`, `cmdline`, `memory`, `vcpus`, `mte`, \
+             `tag_budget`, `policy`",
         ),
         (
             "[machine]\nmemory = \"2T\"\n".into(),
@@ -158,10 +174,127 @@ fn mistakes_of_size_are_named_with_their_line_and_a_remedy() {
         ),
         (
             vm("").replace("64M", "2G"),
-            "c.toml:4: the guests have 2G of memory together, a machine of 2G has room for 1951M: \
-             lower the guests' memory or raise the machine's",
+            "c.toml:4: the guests have 2G of memory and 64M of tag storage together, a machine of 2G has room for 2015M: \
+             lower the guests' memory or tag_budget, or raise the machine's",
         ),
     ]);
+}
+
+#[test]
+fn mistakes_of_the_tag_regions_are_named_with_their_line_and_a_remedy() {
+    let blocks = "c.toml:2: block_size is bytes of which 4K, 8K, 12K up to 32K is a multiple, such as \"8K\": \
+                  choose such a size";
+    expect(&[
+        (
+            "[machine]\nregions = 3\n".into(),
+            "c.toml:2: a machine has 1 or 2 tag regions, or 0 if its tags are hidden: choose such a number",
+        ),
+        ("[machine]\nblock_size = 0\n".into(), blocks),
+        ("[machine]\nblock_size = 9\n".into(), blocks),
+        ("[machine]\nblock_size = \"64K\"\n".into(), blocks),
+        ("[machine]\nblock_size = \"8G\"\n".into(), blocks),
+        (
+            "[machine]\neviction_rate = -1\n".into(),
+            "c.toml:2: invalid value: integer `-1`, expected u32",
+        ),
+    ]);
+}
+
+#[test]
+fn blocks_are_of_any_size_that_the_machine_is_made_for() {
+    let dir = files();
+    for bytes in [1, 7, 512, 0x1000, 0x2000, 0x3000, 0x8000] {
+        let text = format!("[machine]\nblock_size = {bytes}\n{}", vm(""));
+        assert_eq!(parse(&dir, &text).unwrap().block_bytes, bytes);
+    }
+}
+
+#[test]
+fn mistakes_of_tag_budgets_are_named_with_line_guest_and_a_remedy() {
+    expect(&[
+        (
+            vm("tag_budget = \"8M\"\n"),
+            "c.toml:5: the tag_budget of guest a is 8M, the tags of all its 64M take 2M: lower it or leave it out",
+        ),
+        (
+            vm("tag_budget = 5000\n"),
+            "c.toml:5: the tag_budget of guest a is not a multiple of 4K: round it up",
+        ),
+        (
+            vm("mte = false\ntag_budget = \"1M\"\n"),
+            "c.toml:6: guest a has a tag_budget and mte = false, so no tags: remove one of the two",
+        ),
+        (
+            vm("tag_budget = \"much\"\n"),
+            "c.toml:5: `much` is not a size such as \"512M\" or \"2G\"",
+        ),
+    ]);
+    let dir = files();
+    for good in [
+        "tag_budget = \"2M\"",
+        "tag_budget = 0",
+        "mte = false\ntag_budget = 0",
+    ] {
+        parse(&dir, &vm(good)).unwrap();
+    }
+}
+
+#[test]
+fn static_is_for_all_guests_or_none() {
+    let other = "c.toml:7: guest a has policy eager, the machine static, but static is for all or none: \
+                 remove this line or set another policy under [machine]";
+    let alone = |machine: &str| {
+        format!(
+            "c.toml:7: guest a has policy static, the machine {machine}, but static is for all or none: \
+             remove this line or set policy = \"static\" under [machine]"
+        )
+    };
+    let with = |machine: &str, guest: &str| {
+        format!(
+            "[machine]\npolicy = \"{machine}\"\n{}policy = \"{guest}\"\n",
+            vm("")
+        )
+    };
+    expect(&[
+        (with("static", "eager"), other),
+        (with("static", "lazy"), &other.replace("eager", "lazy")),
+        (with("auto", "static"), &alone("auto")),
+        (with("lazy", "static"), &alone("lazy")),
+    ]);
+    let dir = files();
+    for (machine, guest) in [
+        ("static", "static"),
+        ("static", "auto"),
+        ("lazy", "eager"),
+        ("auto", "lazy"),
+    ] {
+        parse(&dir, &with(machine, guest)).unwrap();
+    }
+}
+
+#[test]
+fn what_guests_do_not_tag_is_memory_for_others_but_not_under_static() {
+    let dir = files();
+    let two = |machine: &str, budget: &str| {
+        let tagged = vm(budget).replace("64M", "1G");
+        let plain = vm("mte = false\n")
+            .replace("64M", "984M")
+            .replace("\"a\"", "\"b\"");
+        parse(&dir, &format!("[machine]\n{machine}{tagged}{plain}")).map(drop)
+    };
+    assert_eq!(two("", "tag_budget = \"4M\"\n"), Ok(()), "2012M of 2016M");
+    let error = two("", "").unwrap_err();
+    assert!(
+        error.contains("2008M of memory and 32M of tag storage together"),
+        "{error}"
+    );
+    for machine in ["policy = \"static\"\n", "regions = 0\n"] {
+        let error = two(machine, "tag_budget = \"4M\"\n").unwrap_err();
+        assert!(
+            error.contains("2008M of memory together, a machine of 2G has room for 1951M"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

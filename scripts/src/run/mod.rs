@@ -227,6 +227,8 @@ fn prepare(
         memory_bytes: config.memory_bytes,
         cpus: config.cpus,
         cpu: options.cpu.clone(),
+        block_bytes: config.block_bytes,
+        regions: config.regions,
         stock_tags: options.stock_tags,
         ..MachineSpec::default()
     };
@@ -292,6 +294,7 @@ fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Result<Bundle>
     }
     Ok(Bundle {
         policy: config.policy,
+        eviction_rate: config.eviction_rate,
         batch: options.batch,
         report_key: Some(key.to_owned()),
         log: log_level()?,
