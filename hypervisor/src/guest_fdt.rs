@@ -9,12 +9,13 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use dtoolkit::ToPropertyValue;
-use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use stage2::addr::PAGE_SIZE;
+use writer::FdtWriter;
 
 use crate::devices::{AFFINITY_MASK, mmio};
 use crate::image::RAM_BASE;
+
+mod writer;
 
 /// The clock of QEMU virt's UART, in Hz.
 pub const UART_CLOCK_HZ: u32 = 24_000_000;
@@ -101,24 +102,24 @@ impl core::error::Error for FdtError {}
 /// What of `machine` makes no sense; see [`FdtError`].
 pub fn build(machine: &GuestMachine<'_>) -> Result<Vec<u8>, FdtError> {
     check(machine)?;
-    let mut tree = DeviceTree::new();
-    tree.root = Node::new("")
-        .with("#address-cells", 2_u32)
-        .with("#size-cells", 2_u32)
-        .with("compatible", "linux,dummy-virt")
-        .with("model", "tagvisor,virt")
-        .with("interrupt-parent", GIC_PHANDLE)
-        .child(chosen(machine))
-        .child(Node::new("aliases").with("serial0", uart_path().as_str()))
-        .child(memory(machine))
-        .child(cpus(machine))
-        .child(psci())
-        .child(gic(machine))
-        .child(timer())
-        .child(clock(machine))
-        .child(uart())
-        .0;
-    let fdt = tree.to_dtb();
+    let mut fdt = FdtWriter::new();
+    fdt.begin("");
+    fdt.cells("#address-cells", &[2]);
+    fdt.cells("#size-cells", &[2]);
+    fdt.string("compatible", "linux,dummy-virt");
+    fdt.string("model", "tagvisor,virt");
+    fdt.cells("interrupt-parent", &[GIC_PHANDLE]);
+    chosen(&mut fdt, machine);
+    aliases(&mut fdt);
+    memory(&mut fdt, machine);
+    cpus(&mut fdt, machine);
+    psci(&mut fdt);
+    gic(&mut fdt, machine);
+    timer(&mut fdt);
+    clock(&mut fdt, machine);
+    uart(&mut fdt);
+    fdt.end();
+    let fdt = fdt.finish();
     if fdt.len() > MAX_FDT_BYTES {
         return Err(FdtError::TooLarge(fdt.len()));
     }
@@ -159,83 +160,66 @@ fn check(machine: &GuestMachine<'_>) -> Result<(), FdtError> {
     }
 }
 
-/// A node under construction. Its names are ours, so they are not checked again.
-struct Node(DeviceTreeNode);
-
-impl Node {
-    fn new(name: impl Into<String>) -> Self {
-        Self(DeviceTreeNode::new_unchecked(name))
-    }
-
-    fn with(mut self, name: &str, value: impl ToPropertyValue) -> Self {
-        self.0
-            .add_property(DeviceTreeProperty::new_unchecked(name, value));
-        self
-    }
-
-    /// Adds a property that is there or not.
-    fn flag(self, name: &str) -> Self {
-        self.with(name, [0_u8; 0])
-    }
-
-    fn child(mut self, child: Self) -> Self {
-        self.0.add_child(child.0);
-        self
-    }
-}
-
-fn chosen(machine: &GuestMachine<'_>) -> Node {
-    let mut node = Node::new("chosen")
-        .with("stdout-path", uart_path().as_str())
-        .with("bootargs", machine.bootargs);
+fn chosen(fdt: &mut FdtWriter, machine: &GuestMachine<'_>) {
+    fdt.begin("chosen");
+    fdt.string("stdout-path", &uart_path());
+    fdt.string("bootargs", machine.bootargs);
     if let Some(initrd) = &machine.initrd {
-        node = node
-            .with("linux,initrd-start", initrd.start)
-            .with("linux,initrd-end", initrd.end);
+        fdt.numbers("linux,initrd-start", &[initrd.start]);
+        fdt.numbers("linux,initrd-end", &[initrd.end]);
     }
     if !machine.rng_seed.is_empty() {
-        node = node.with("rng-seed", machine.rng_seed);
+        fdt.property("rng-seed", machine.rng_seed);
     }
-    match machine.kaslr_seed {
-        Some(seed) => node.with("kaslr-seed", seed),
-        None => node,
+    if let Some(seed) = machine.kaslr_seed {
+        fdt.numbers("kaslr-seed", &[seed]);
     }
+    fdt.end();
 }
 
-fn memory(machine: &GuestMachine<'_>) -> Node {
-    Node::new(format!("memory@{RAM_BASE:x}"))
-        .with("device_type", "memory")
-        .with("reg", cells(&[RAM_BASE, machine.memory_bytes]))
+fn aliases(fdt: &mut FdtWriter) {
+    fdt.begin("aliases");
+    fdt.string("serial0", &uart_path());
+    fdt.end();
 }
 
-fn cpus(machine: &GuestMachine<'_>) -> Node {
+fn memory(fdt: &mut FdtWriter, machine: &GuestMachine<'_>) {
+    fdt.begin(&format!("memory@{RAM_BASE:x}"));
+    fdt.string("device_type", "memory");
+    fdt.numbers("reg", &[RAM_BASE, machine.memory_bytes]);
+    fdt.end();
+}
+
+fn cpus(fdt: &mut FdtWriter, machine: &GuestMachine<'_>) {
     let affinities = machine.mpidrs.iter().map(|mpidr| mpidr & AFFINITY_MASK);
     // One cell will do unless somebody has an Aff3 (Linux's arm/cpus.yaml).
     let wide = affinities.clone().any(|affinity| affinity >> 32 != 0);
-    let mut node = Node::new("cpus")
-        .with("#address-cells", if wide { 2_u32 } else { 1 })
-        .with("#size-cells", 0_u32);
+    fdt.begin("cpus");
+    fdt.cells("#address-cells", &[if wide { 2 } else { 1 }]);
+    fdt.cells("#size-cells", &[0]);
     for affinity in affinities {
-        let cpu = Node::new(format!("cpu@{affinity:x}"))
-            .with("device_type", "cpu")
-            .with("compatible", "arm,armv8")
-            .with("enable-method", "psci");
-        node = node.child(if wide {
-            cpu.with("reg", affinity)
+        fdt.begin(&format!("cpu@{affinity:x}"));
+        fdt.string("device_type", "cpu");
+        fdt.string("compatible", "arm,armv8");
+        fdt.string("enable-method", "psci");
+        if wide {
+            fdt.numbers("reg", &[affinity]);
         } else {
-            cpu.with("reg", affinity as u32)
-        });
+            fdt.cells("reg", &[affinity as u32]);
+        }
+        fdt.end();
     }
-    node
+    fdt.end();
 }
 
-fn psci() -> Node {
-    Node::new("psci")
-        .with("compatible", "arm,psci-1.0\0arm,psci-0.2")
-        .with("method", "hvc")
+fn psci(fdt: &mut FdtWriter) {
+    fdt.begin("psci");
+    fdt.string("compatible", "arm,psci-1.0\0arm,psci-0.2");
+    fdt.string("method", "hvc");
+    fdt.end();
 }
 
-fn gic(machine: &GuestMachine<'_>) -> Node {
+fn gic(fdt: &mut FdtWriter, machine: &GuestMachine<'_>) {
     let redistributors = mmio::GICR_SIZE * machine.mpidrs.len() as u64;
     let reg = [
         mmio::GICD.start,
@@ -243,42 +227,48 @@ fn gic(machine: &GuestMachine<'_>) -> Node {
         mmio::GICR_BASE,
         redistributors,
     ];
-    Node::new(format!("intc@{:x}", mmio::GICD.start))
-        .with("compatible", "arm,gic-v3")
-        .with("#interrupt-cells", 3_u32)
-        .with("#address-cells", 0_u32)
-        .flag("interrupt-controller")
-        .with("#redistributor-regions", 1_u32)
-        .with("reg", cells(&reg))
-        .with("phandle", GIC_PHANDLE)
+    fdt.begin(&format!("intc@{:x}", mmio::GICD.start));
+    fdt.string("compatible", "arm,gic-v3");
+    fdt.cells("#interrupt-cells", &[3]);
+    fdt.cells("#address-cells", &[0]);
+    fdt.property("interrupt-controller", &[]);
+    fdt.cells("#redistributor-regions", &[1]);
+    fdt.numbers("reg", &reg);
+    fdt.cells("phandle", &[GIC_PHANDLE]);
+    fdt.end();
 }
 
-fn timer() -> Node {
+fn timer(fdt: &mut FdtWriter) {
     let interrupts = TIMER_PPIS.map(|ppi| [GIC_PPI, ppi, LEVEL_HIGH]);
-    Node::new("timer")
-        .with("compatible", "arm,armv8-timer\0arm,armv7-timer")
-        .with("interrupts", interrupts.as_flattened())
-        .flag("always-on")
+    fdt.begin("timer");
+    fdt.string("compatible", "arm,armv8-timer\0arm,armv7-timer");
+    fdt.cells("interrupts", interrupts.as_flattened());
+    fdt.property("always-on", &[]);
+    fdt.end();
 }
 
-fn clock(machine: &GuestMachine<'_>) -> Node {
-    Node::new("apb-pclk")
-        .with("compatible", "fixed-clock")
-        .with("#clock-cells", 0_u32)
-        .with("clock-frequency", machine.uart_clock_hz)
-        .with("clock-output-names", "clk24mhz")
-        .with("phandle", CLOCK_PHANDLE)
+fn clock(fdt: &mut FdtWriter, machine: &GuestMachine<'_>) {
+    fdt.begin("apb-pclk");
+    fdt.string("compatible", "fixed-clock");
+    fdt.cells("#clock-cells", &[0]);
+    fdt.cells("clock-frequency", &[machine.uart_clock_hz]);
+    fdt.string("clock-output-names", "clk24mhz");
+    fdt.cells("phandle", &[CLOCK_PHANDLE]);
+    fdt.end();
 }
 
-fn uart() -> Node {
+fn uart(fdt: &mut FdtWriter) {
     let spi = u32::from(mmio::UART_INTID) - 32;
-    let reg = [mmio::UART.start, mmio::UART.end - mmio::UART.start];
-    Node::new(uart_name())
-        .with("compatible", "arm,pl011\0arm,primecell")
-        .with("reg", cells(&reg))
-        .with("interrupts", [GIC_SPI, spi, LEVEL_HIGH])
-        .with("clocks", [CLOCK_PHANDLE, CLOCK_PHANDLE])
-        .with("clock-names", "uartclk\0apb_pclk")
+    fdt.begin(&uart_name());
+    fdt.string("compatible", "arm,pl011\0arm,primecell");
+    fdt.numbers(
+        "reg",
+        &[mmio::UART.start, mmio::UART.end - mmio::UART.start],
+    );
+    fdt.cells("interrupts", &[GIC_SPI, spi, LEVEL_HIGH]);
+    fdt.cells("clocks", &[CLOCK_PHANDLE, CLOCK_PHANDLE]);
+    fdt.string("clock-names", "uartclk\0apb_pclk");
+    fdt.end();
 }
 
 fn uart_name() -> String {
@@ -287,14 +277,6 @@ fn uart_name() -> String {
 
 fn uart_path() -> String {
     format!("/{}", uart_name())
-}
-
-/// Returns 64-bit numbers as pairs of cells.
-fn cells(numbers: &[u64]) -> Vec<u8> {
-    numbers
-        .iter()
-        .flat_map(|number| number.to_be_bytes())
-        .collect()
 }
 
 #[cfg(test)]

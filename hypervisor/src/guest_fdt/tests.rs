@@ -139,6 +139,28 @@ fn an_aff3_takes_two_cells_for_every_cpu() {
 }
 
 #[test]
+fn a_property_name_is_stored_once_and_no_name_passes_for_its_end() {
+    let mut writer = FdtWriter::new();
+    writer.begin("");
+    writer.cells("clock-cells", &[1]);
+    writer.string("cells", "a");
+    writer.begin("child");
+    writer.cells("cells", &[2, 3]);
+    writer.property("clock-cells", &[9]);
+    writer.end();
+    writer.end();
+    let fdt = writer.finish();
+    assert_eq!(
+        fdt.len() as u32,
+        u32::from_be_bytes(fdt[4..8].try_into().unwrap())
+    );
+    assert!(fdt.ends_with(b"\0\0\0\x09clock-cells\0cells\0"));
+    assert_eq!(property(&fdt, "/", "cells"), Some(b"a\0".to_vec()));
+    assert_eq!(property(&fdt, "/child", "cells"), Some(u32s(&[2, 3])));
+    assert_eq!(property(&fdt, "/child", "clock-cells"), Some(vec![9]));
+}
+
+#[test]
 fn there_is_one_memory_node_and_nothing_is_reserved() {
     let fdt = build(&machine()).unwrap();
     let fdt = Fdt::new(&fdt).unwrap();
