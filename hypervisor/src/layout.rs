@@ -221,6 +221,12 @@ fn whole_pages(range: &Range<u64>) -> Range<u64> {
     range.start & !(PAGE_SIZE - 1)..end.unwrap_or(u64::MAX)
 }
 
+/// Returns the pages of which no part lies outside a range; an empty range if there is none.
+fn inner_pages(range: &Range<u64>) -> Range<u64> {
+    let start = range.start.checked_next_multiple_of(PAGE_SIZE);
+    start.unwrap_or(u64::MAX)..range.end & !(PAGE_SIZE - 1)
+}
+
 /// Validates all regions; the storage of a refused one is marked as static.
 fn regions(machine: &Machine, map: &mut MemoryMap) -> (Vec<TagRegion>, Vec<RefusedRegion>) {
     let describe = |node: &platform::TagRegionNode| TagRegionDesc {
@@ -290,28 +296,17 @@ fn place_heap(
 /// Returns `from` less `holes`, in whole pages: a page that a hole touches goes.
 #[must_use]
 pub fn without(from: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut holes: Vec<Range<u64>> = holes
-        .iter()
-        .filter(|hole| hole.start < hole.end)
-        .map(whole_pages)
-        .collect();
-    holes.sort_by_key(|hole| hole.start);
-    let mut left = Vec::new();
-    for range in from {
-        let mut at = range
-            .start
-            .checked_next_multiple_of(PAGE_SIZE)
-            .unwrap_or(u64::MAX);
-        let end = range.end & !(PAGE_SIZE - 1);
-        for hole in &holes {
-            if hole.start > at {
-                left.push(at..hole.start.min(end));
-            }
-            at = at.max(hole.end);
+    let mut left: Vec<Range<u64>> = from.iter().map(inner_pages).collect();
+    for hole in holes.iter().filter(|hole| hole.start < hole.end) {
+        let hole = whole_pages(hole);
+        let runs = core::mem::take(&mut left);
+        for run in runs {
+            left.push(run.start..run.end.min(hole.start));
+            left.push(run.start.max(hole.end)..run.end);
         }
-        left.push(at..end);
+        left.retain(|run| run.start < run.end);
     }
-    left.retain(|range| range.start < range.end);
+    left.retain(|run| run.start < run.end);
     left
 }
 

@@ -1,6 +1,7 @@
 //! The invariants, recomputed from the tables, block states and ownership tables themselves rather
 //! than from what was counted on the way. Numbers S1 to S17 are the project's.
 
+use alloc::collections::BinaryHeap;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -249,9 +250,9 @@ fn check_guest<H: TableMemory>(
         result = result.and(checked);
     });
     result?;
-    let mut pieces: Vec<Frame> = guest.ram().pieces().collect();
+    let pieces: BinaryHeap<Frame> = guest.ram().pieces().collect();
     let settled = pieces.len() as u64;
-    pieces.sort_unstable();
+    let mut pieces = pieces.into_sorted_vec();
     pieces.dedup();
     facts.equal(
         "pieces of a VM, each in one place",

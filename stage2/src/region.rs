@@ -369,27 +369,33 @@ pub(crate) fn subtract(
     holes: impl IntoIterator<Item = FrameRange>,
 ) -> Vec<FrameRange> {
     for hole in holes {
-        runs = runs
-            .into_iter()
-            .flat_map(|run| {
-                let (low, high) = run.without(hole);
-                [low, high]
-            })
-            .filter(|run| !run.is_empty())
-            .collect();
+        cut(&mut runs, hole);
     }
     runs
 }
 
-/// Sorts ranges and joins those that touch.
-pub(crate) fn merge(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u32>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
+/// Not part of [`subtract`], of which there is one copy for each kind of `holes`.
+#[inline(never)]
+fn cut(runs: &mut Vec<FrameRange>, hole: FrameRange) {
+    for run in core::mem::take(runs) {
+        let (low, high) = run.without(hole);
+        runs.extend([low, high].into_iter().filter(|part| !part.is_empty()));
     }
-    merged
+}
+
+/// Sorts ranges and joins those that touch. There are few: each is put into its place.
+pub(crate) fn merge(ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
+    let mut sorted: Vec<Range<u32>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let at = sorted.partition_point(|other| other.start < range.start);
+        sorted.insert(at, range);
+    }
+    sorted.dedup_by(|next, last| {
+        let touch = next.start <= last.end;
+        if touch {
+            last.end = last.end.max(next.end);
+        }
+        touch
+    });
+    sorted
 }

@@ -31,10 +31,12 @@ pub(super) fn memory(tree: &Tree<'_, '_>) -> Result<Vec<Memory>, DiscoverError> 
             path: tree.path(id),
             error,
         })?;
-        memory.extend(ranges.into_iter().map(|range| Memory { range, taggable }));
-        limit(memory.len(), "memory ranges")?;
+        for range in ranges {
+            let at = memory.partition_point(|m: &Memory| m.range < range);
+            memory.insert(at, Memory { range, taggable });
+            limit(memory.len(), "memory ranges")?;
+        }
     }
-    memory.sort_unstable_by_key(|m| m.range);
     merge(&memory)
 }
 

@@ -3,6 +3,7 @@
 //! Everything works on indices into the list. Values are decoded here and not by the reader, whose own
 //! decoding panics on values of an unexpected length.
 
+use alloc::collections::BinaryHeap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -62,7 +63,7 @@ impl<'b, 'a> Tree<'b, 'a> {
     }
 
     fn check_unique(&self) -> Result<(), DiscoverError> {
-        let mut names: Vec<(NodeId, &str, NodeId)> = Vec::new();
+        let mut names: BinaryHeap<(NodeId, &str, NodeId)> = BinaryHeap::new();
         let bytes = self.nodes.len() * size_of::<(NodeId, &str, NodeId)>();
         names
             .try_reserve_exact(self.nodes.len())
@@ -73,16 +74,16 @@ impl<'b, 'a> Tree<'b, 'a> {
             let top = parent == Self::ROOT || self.parent(parent) == Self::ROOT;
             top.then(|| (parent, self.name(id), id))
         }));
-        names.sort_unstable();
-        match names.windows(2).find_map(|pair| match pair {
-            [(p, a, _), (q, b, id)] if p == q && a == b => Some(*id),
-            _ => None,
-        }) {
-            Some(id) => Err(DiscoverError::Duplicate {
-                path: self.path(id),
-            }),
-            None => Ok(()),
+        // Popped in falling order, so equal names follow each other.
+        let mut last = None;
+        while let Some((parent, name, id)) = names.pop() {
+            if last == Some((parent, name)) {
+                let path = self.path(id);
+                return Err(DiscoverError::Duplicate { path });
+            }
+            last = Some((parent, name));
         }
+        Ok(())
     }
 
     /// Lists all nodes, the root first.
