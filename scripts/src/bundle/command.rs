@@ -30,7 +30,7 @@ pub struct BundleOptions {
     /// Write tagvisor's Image to this file
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// How tag storage is reserved [default: auto]
+    /// How tag storage is reserved, for the machine and every guest [default: auto]
     #[arg(long, requires = "output")]
     pub policy: Option<Policy>,
     /// No terminal: prefix each guest's lines with its name, end when all guests are off

@@ -36,7 +36,7 @@ pub struct RunOptions {
     /// What to run; without it the demo, one Debian guest
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// How tag storage is reserved [default: auto]
+    /// How tag storage is reserved, for the machine and every guest [default: auto]
     #[arg(long)]
     pub policy: Option<Policy>,
     /// RAM of the machine [default: 2G]

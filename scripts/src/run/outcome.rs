@@ -47,6 +47,19 @@ struct Report {
 struct Vm {
     name: String,
     end: Option<String>,
+    reason: Option<String>,
+}
+
+impl Vm {
+    /// How the guest ended, and why if that is known.
+    fn epitaph(&self) -> String {
+        let (name, end) = (&self.name, self.end.as_deref().unwrap_or_default());
+        let ended = format!("guest {name} ended: {end}");
+        match &self.reason {
+            Some(reason) => format!("{ended}: {reason}"),
+            None => ended,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -90,17 +103,15 @@ pub fn judge(evidence: Evidence<'_>) -> (Outcome, Option<String>) {
         return failed("EL2 ended before its guests: its last lines above may say why");
     }
     let good = |end: &str| end == "off" || (end == "stopped" && evidence.interactive);
-    let ends = report
+    let otherwise: Vec<String> = report
         .vms
         .iter()
-        .map(|vm| (&vm.name, vm.end.as_deref().unwrap_or_default()));
-    let otherwise: Vec<String> = ends
-        .filter(|(_, end)| !good(end))
-        .map(|(name, end)| format!("guest {name} ended: {end}"))
+        .filter(|vm| !vm.end.as_deref().is_some_and(good))
+        .map(Vm::epitaph)
         .collect();
     match otherwise.as_slice() {
         [] => (Outcome::Good, None),
-        reasons => (Outcome::GuestEnded, Some(reasons.join(", "))),
+        reasons => (Outcome::GuestEnded, Some(reasons.join("\ntagvisor: "))),
     }
 }
 
@@ -135,6 +146,27 @@ mod tests {
         assert_eq!(judged(&report("off", 0), true).0, Outcome::El2Failed);
         assert_eq!(judged("", false).0, Outcome::El2Failed);
         assert_eq!(judged("{", false).0, Outcome::El2Failed);
+    }
+
+    #[test]
+    fn each_guest_that_ended_otherwise_is_named_with_the_reason() {
+        let report = r#"{"version":1,"invariants":{"checked":9,"broken":0},"vms":[
+            {"name":"a","end":"over_budget","reason":"more than 4 KiB of tags: raise tag_budget"},
+            {"name":"b","end":"off","reason":null},
+            {"name":"c","end":"reset"}]}"#;
+        let evidence = Evidence {
+            report: Some(report),
+            ..Evidence::default()
+        };
+        let (outcome, why) = judge(evidence);
+        assert_eq!((outcome, outcome.code()), (Outcome::GuestEnded, 1));
+        assert_eq!(
+            why.as_deref(),
+            Some(
+                "guest a ended: over_budget: more than 4 KiB of tags: raise tag_budget\n\
+                 tagvisor: guest c ended: reset"
+            )
+        );
     }
 
     #[test]
