@@ -8,6 +8,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+use stage2::account::{MachineAccount, VmAccount};
+
 use crate::json::{Json, json_struct};
 
 /// Version of the JSON format: keys are only added within one version.
@@ -91,6 +93,24 @@ pub struct CarveOut {
     pub ideal_bytes: Option<u64>,
     /// `reclaimed_bytes / ideal_bytes`.
     pub efficiency: Option<Ratio>,
+}
+
+impl From<MachineAccount> for CarveOut {
+    fn from(account: MachineAccount) -> Self {
+        Self {
+            carve_out_bytes: account.carve_out,
+            reserved_bytes: account.reserved,
+            lent_bytes: account.lent,
+            free_bytes: account.free,
+            offline_bytes: account.offline,
+            untaggable_bytes: account.untaggable,
+            peak_lent_bytes: account.peak_lent,
+            reclaimed_bytes: account.reclaimed,
+            net_reclaimed_bytes: account.net_reclaimed,
+            ideal_bytes: account.ideal,
+            efficiency: account.efficiency_millionths().map(Ratio),
+        }
+    }
 }
 
 /// Memory that tagvisor itself takes.
@@ -180,6 +200,8 @@ pub struct Peak {
     pub tagged_pages: u64,
     /// Most tag storage at once.
     pub reserved_bytes: u64,
+    /// Most RAM in tag storage at once.
+    pub lent_bytes: u64,
 }
 
 /// A VM.
@@ -189,14 +211,22 @@ pub struct VmInfo {
     pub name: String,
     /// Whether it sees MTE.
     pub mte: bool,
-    /// When its pages get tag storage.
+    /// When its pages get tag storage, at its start.
     pub policy: &'static str,
+    /// Whether it tagged so much that it went from lazy to eager.
+    pub switched_to_eager: bool,
     /// Its vCPUs.
     pub vcpus: usize,
     /// Its RAM.
     pub memory_bytes: u64,
+    /// The most tag storage that may be reserved for it.
+    pub tag_budget_bytes: u64,
     /// RAM that has frames.
     pub resident_bytes: u64,
+    /// RAM that is in tag storage.
+    pub lent_bytes: u64,
+    /// 2 MiB leaves that map its RAM.
+    pub big_leaves: u64,
     /// Pages by kind.
     pub pages: Pages,
     /// Its share of the reserved blocks.
@@ -213,12 +243,50 @@ pub struct VmInfo {
     pub evictions_caused: u64,
     /// Evictions of its pages.
     pub evictions_suffered: u64,
+    /// Pages that gave tag access back.
+    pub demotions: u64,
+    /// Tag faults that waited for leave to evict.
+    pub throttled: u64,
     /// Exits by cause.
     pub exits: Exits,
     /// Highest figures.
     pub peak: Peak,
     /// How it ended; none while it runs.
     pub end: Option<End>,
+    /// Why, if it was not by its own wish.
+    pub reason: Option<String>,
+}
+
+impl From<VmAccount> for VmInfo {
+    /// Takes over the figures of its memory; all else is empty.
+    fn from(account: VmAccount) -> Self {
+        Self {
+            switched_to_eager: account.switched_to_eager,
+            resident_bytes: account.resident,
+            lent_bytes: account.lent,
+            big_leaves: account.big_leaves,
+            pages: Pages {
+                untouched: account.pages.untouched,
+                no_tag_access: account.pages.no_tag_access,
+                tagged: account.pages.tagged,
+            },
+            reserved_bytes: account.reserved,
+            static_cost_bytes: account.static_cost,
+            reclaimed_bytes: account.reclaimed,
+            tag_faults: account.tag_faults,
+            moves: account.moves,
+            evictions_caused: account.evictions_caused,
+            evictions_suffered: account.evictions_suffered,
+            demotions: account.demotions,
+            throttled: account.throttled,
+            peak: Peak {
+                tagged_pages: account.peak.tagged_pages,
+                reserved_bytes: account.peak.reserved,
+                lent_bytes: account.peak.lent,
+            },
+            ..Self::default()
+        }
+    }
 }
 
 /// Checks of the invariants.
@@ -308,14 +376,19 @@ json_struct!(Exits {
 json_struct!(Peak {
     tagged_pages,
     reserved_bytes,
+    lent_bytes,
 });
 json_struct!(VmInfo {
     name,
     mte,
     policy,
+    switched_to_eager,
     vcpus,
     memory_bytes,
+    tag_budget_bytes,
     resident_bytes,
+    lent_bytes,
+    big_leaves,
     pages,
     reserved_bytes,
     static_cost_bytes,
@@ -324,9 +397,12 @@ json_struct!(VmInfo {
     moves,
     evictions_caused,
     evictions_suffered,
+    demotions,
+    throttled,
     exits,
     peak,
     end,
+    reason,
 });
 json_struct!(Invariants { checked, broken });
 
@@ -343,13 +419,9 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
         match self.0 {
-            bytes if bytes >= 1 << 30 && bytes.is_multiple_of(1 << 28) => {
-                let quarters = bytes >> 28;
-                write!(text, "{}", quarters / 4)?;
-                if quarters % 4 != 0 {
-                    write!(text, ".{:02}", quarters % 4 * 25)?;
-                }
-                text.push_str(" GiB");
+            bytes if bytes >= 1000 << 20 => {
+                let hundredths = ((bytes >> 20) * 100) >> 10;
+                write!(text, "{}.{:02} GiB", hundredths / 100, hundredths % 100)?;
             }
             bytes if bytes >= 10 << 20 => {
                 let tenths = (bytes * 10 + (1 << 19)) >> 20;
@@ -361,120 +433,104 @@ impl fmt::Display for Size {
     }
 }
 
-/// A cost avoided: what static takes, and what was taken at the most; negative if that was more.
-struct Gain(u64, u64);
-
-impl fmt::Display for Gain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = if self.0 < self.1 { "-" } else { "" };
-        let size = Size(self.0.abs_diff(self.1));
-        f.pad(&alloc::format!("{sign}{size}"))
-    }
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = &self.at_peak;
         writeln!(f, "tag storage under policy {}", self.policy)?;
         if self.regions.is_empty() {
             writeln!(f, "  no tag region: nothing to reclaim on this machine")?;
         } else {
-            let size = |bytes| Size(bytes);
-            writeln!(
-                f,
-                "  {:<22}{:>12}  of {} DRAM",
-                "carve-out",
-                size(at.carve_out_bytes),
-                Size(self.machine.memory_bytes)
-            )?;
-            writeln!(
-                f,
-                "  {:<22}{:>12}  {}",
-                "reserved for tags",
-                size(at.reserved_bytes),
-                Percent(at.reserved_bytes, at.carve_out_bytes)
-            )?;
-            writeln!(
-                f,
-                "  {:<22}{:>12}  {}",
-                "lent, holding data",
-                size(at.lent_bytes),
-                Percent(at.lent_bytes, at.carve_out_bytes)
-            )?;
-            writeln!(
-                f,
-                "  {:<22}{:>12}  {}",
-                "free",
-                size(at.free_bytes),
-                Percent(at.free_bytes, at.carve_out_bytes)
-            )?;
-            writeln!(f, "  {:<22}{:>12}", "offline", size(at.offline_bytes))?;
-            write!(
-                f,
-                "  {:<22}{:>12}  {}",
-                "reclaimed",
-                size(at.reclaimed_bytes),
-                Percent(at.reclaimed_bytes, at.carve_out_bytes)
-            )?;
-            match at.ideal_bytes {
-                Some(ideal) => writeln!(
-                    f,
-                    "; {} of the ideal {}",
-                    Percent(at.reclaimed_bytes, ideal),
-                    Size(ideal)
-                )?,
-                None => writeln!(f)?,
-            }
-            writeln!(
-                f,
-                "  (at the moment of the most reserved; now reserved: {})",
-                Size(self.now.reserved_bytes)
-            )?;
+            self.write_carve_out(f)?;
         }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "  {:<12}{:>4}{:>9}{:>12}{:>12}{:>10}{:>12}{:>12}{:>15}  end",
-            "VM",
-            "mte",
-            "policy",
-            "memory",
-            "resident",
-            "tagged",
-            "static cost",
-            "peak tags",
-            "min reclaimed"
-        )?;
+        writeln!(f, "{HEADING}")?;
         for vm in &self.vms {
             vm.write_row(f)?;
         }
-        write!(
+        for vm in &self.vms {
+            vm.write_events(f)?;
+        }
+        let Invariants { checked, broken } = self.invariants;
+        write!(f, "  invariants: {checked} checked, {broken} broken")
+    }
+}
+
+impl Report {
+    fn write_carve_out(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = &self.at_peak;
+        let all = at.carve_out_bytes;
+        let dram = Size(self.machine.memory_bytes);
+        write_bytes(f, "carve-out", all)?;
+        writeln!(f, "  of {dram} DRAM")?;
+        for (what, bytes) in [
+            ("reserved for tags", at.reserved_bytes),
+            ("lent, holding data", at.lent_bytes),
+            ("free", at.free_bytes),
+            ("offline", at.offline_bytes),
+            ("most ever lent", at.peak_lent_bytes),
+        ] {
+            write_bytes(f, what, bytes)?;
+            writeln!(f, "  {}", Percent(bytes, all))?;
+        }
+        write_bytes(f, "reclaimed", at.reclaimed_bytes)?;
+        write!(f, "  {}", Percent(at.reclaimed_bytes, all))?;
+        if let Some(ideal) = at.ideal_bytes {
+            let part = Percent(at.reclaimed_bytes, ideal);
+            write!(f, "; {part} of the ideal {}", Size(ideal))?;
+        }
+        writeln!(
             f,
-            "  invariants: {} checked, {} broken",
-            self.invariants.checked, self.invariants.broken
+            "\n  (when the most was reserved; now reserved: {}, lent: {})",
+            Size(self.now.reserved_bytes),
+            Size(self.now.lent_bytes)
         )
     }
 }
+
+fn write_bytes(f: &mut fmt::Formatter<'_>, what: &str, bytes: u64) -> fmt::Result {
+    write!(f, "  {what:<22}{:>12}", Size(bytes))
+}
+
+/// The columns of [`VmInfo::write_row`]. With the console's prefix a row fits 100 columns.
+const HEADING: &str =
+    "\n  VM       policy    memory  resident      lent   tagged peak tags    budget  end";
 
 impl VmInfo {
     fn write_row(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "  {:<12}{:>4}{:>9}{:>12}{:>12}{:>10}{:>12}{:>12}{:>15}  ",
+            "  {:<8} {:>6}{:>10}{:>10}{:>10}{:>9}{:>10}{:>10}  ",
             self.name,
-            if self.mte { "yes" } else { "no" },
-            self.policy,
+            if self.mte { self.policy } else { "no MTE" },
             Size(self.memory_bytes),
             Size(self.resident_bytes),
+            Size(self.peak.lent_bytes),
             self.peak.tagged_pages,
-            Size(self.static_cost_bytes),
             Size(self.peak.reserved_bytes),
-            Gain(self.static_cost_bytes, self.peak.reserved_bytes),
+            Size(self.tag_budget_bytes),
         )?;
         match self.end {
             Some(end) => writeln!(f, "{end}"),
             None => writeln!(f, "running"),
         }
+    }
+
+    /// What happened to its pages, if anything did.
+    fn write_events(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, what) in [
+            (self.moves, "pages moved"),
+            (self.evictions_caused, "pages of others evicted for it"),
+            (self.evictions_suffered, "of its pages evicted for others"),
+            (self.throttled, "waits to evict"),
+            (self.demotions, "pages gave tag access back"),
+            (
+                self.switched_to_eager.into(),
+                "switch from lazy to eager: it tags most of what it touches",
+            ),
+        ] {
+            if count > 0 {
+                writeln!(f, "  {}: {count} {what}", self.name)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -532,6 +588,7 @@ mod tests {
             vms: Vec::from([VmInfo {
                 name: "a".into(),
                 end: Some(End::OverBudget),
+                reason: Some("it needs more".into()),
                 ..VmInfo::default()
             }]),
             invariants: Invariants {
@@ -588,13 +645,21 @@ mod tests {
             "moves",
             "evictions_caused",
             "evictions_suffered",
+            "demotions",
+            "throttled",
+            "switched_to_eager",
+            "tag_budget_bytes",
+            "lent_bytes",
+            "big_leaves",
             "exits",
             "peak",
             "end",
+            "reason",
         ] {
             assert!(json["vms"][0].get(key).is_some(), "vms[0].{key}");
         }
         assert_eq!(json["vms"][0]["end"], "over_budget");
+        assert_eq!(json["vms"][0]["reason"], "it needs more");
         assert_eq!(json["efficiency"], 1.0);
         assert_eq!(json["net_reclaimed_bytes"], -4096);
         assert!(json["final"]["efficiency"].is_null());
@@ -627,5 +692,94 @@ mod tests {
             ..report()
         };
         assert!(without.to_string().contains("no tag region"));
+    }
+
+    #[test]
+    fn the_table_fits_100_columns_and_says_what_happened_only_where_something_did() {
+        let quiet = VmInfo {
+            name: "eightchr".into(),
+            mte: true,
+            policy: "static",
+            memory_bytes: 63 << 30,
+            tag_budget_bytes: (63 << 30) / 32,
+            resident_bytes: (63 << 30) - 4096,
+            peak: Peak {
+                tagged_pages: 16_515_071,
+                reserved_bytes: (1 << 30) + 4096,
+                lent_bytes: 999 << 20,
+            },
+            end: Some(End::OverBudget),
+            ..VmInfo::default()
+        };
+        let busy = VmInfo {
+            name: "busy".into(),
+            moves: 12_345_678,
+            evictions_caused: 1,
+            evictions_suffered: 2,
+            throttled: 3,
+            demotions: 4,
+            switched_to_eager: true,
+            ..quiet.clone()
+        };
+        let text = Report {
+            vms: Vec::from([quiet, busy]),
+            ..report()
+        }
+        .to_string();
+        for line in text.lines() {
+            assert!("[tagvisor] ".len() + line.len() <= 100, "{line}");
+        }
+        assert!(!text.contains("eightchr:"), "{text}");
+        for event in [
+            "12345678 pages moved",
+            "1 pages of others evicted for it",
+            "2 of its pages evicted for others",
+            "3 waits to evict",
+            "4 pages gave tag access back",
+            "1 switch from lazy to eager",
+        ] {
+            assert!(
+                text.contains(&alloc::format!("\n  busy: {event}")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn figures_of_memory_reach_the_report() {
+        let vm = VmInfo::from(VmAccount {
+            resident: 1,
+            lent: 2,
+            big_leaves: 3,
+            reserved: 4,
+            static_cost: 5,
+            reclaimed: -6,
+            tag_faults: 7,
+            moves: 8,
+            evictions_caused: 9,
+            evictions_suffered: 10,
+            demotions: 11,
+            throttled: 12,
+            switched_to_eager: true,
+            ..VmAccount::default()
+        });
+        let json: serde_json::Value = serde_json::from_str(&vm.to_json()).unwrap();
+        for (key, value) in [
+            ("resident_bytes", 1),
+            ("lent_bytes", 2),
+            ("big_leaves", 3),
+            ("reserved_bytes", 4),
+            ("static_cost_bytes", 5),
+            ("reclaimed_bytes", -6),
+            ("tag_faults", 7),
+            ("moves", 8),
+            ("evictions_caused", 9),
+            ("evictions_suffered", 10),
+            ("demotions", 11),
+            ("throttled", 12),
+        ] {
+            assert_eq!(json[key], value, "{key}");
+        }
+        assert_eq!(json["switched_to_eager"], true);
     }
 }

@@ -1,6 +1,6 @@
 //! A VM: its memory, vCPUs and devices, how it is made and loaded, and its part of the report.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -19,7 +19,7 @@ use crate::devices::vuart::Vuart;
 use crate::devices::{affinity, mpidr};
 use crate::guest_fdt::{self, FdtError, GuestMachine};
 use crate::image::{self, PlacementError, RAM_BASE};
-use crate::report::{End, Exits, Pages, Peak, VmInfo};
+use crate::report::{End, Exits, VmInfo};
 use crate::traps::controls::{Controls, controls};
 use crate::traps::id_regs::{GuestShape, IdRegs};
 use crate::vcpu::Vcpu;
@@ -120,6 +120,8 @@ pub struct Vm {
     pub warnings: u32,
     /// How it ended; none while it lives.
     pub end: Option<End>,
+    /// Why, if it was not by its own wish.
+    pub reason: Option<String>,
     /// Its figures at its end.
     pub last_info: Option<VmInfo>,
 }
@@ -166,6 +168,7 @@ impl Vm {
             exits: Exits::default(),
             warnings: 0,
             end: None,
+            reason: None,
             last_info: None,
             config,
         })
@@ -314,39 +317,31 @@ impl Vm {
             policy: policy_name(policy),
             vcpus: self.config.vcpus,
             memory_bytes: self.config.memory,
-            resident_bytes: account.resident,
-            pages: Pages {
-                untouched: account.pages.untouched,
-                no_tag_access: account.pages.no_tag_access,
-                tagged: account.pages.tagged,
+            tag_budget_bytes: if self.shape.mte {
+                self.config.tag_budget_bytes()
+            } else {
+                0
             },
-            reserved_bytes: account.reserved,
-            static_cost_bytes: account.static_cost,
-            reclaimed_bytes: account.reclaimed,
-            tag_faults: account.tag_faults,
-            moves: account.moves,
-            evictions_caused: account.evictions_caused,
-            evictions_suffered: account.evictions_suffered,
             exits: self.exits,
-            peak: Peak {
-                tagged_pages: account.peak.tagged_pages,
-                reserved_bytes: account.peak.reserved,
-            },
             end: self.end,
+            reason: self.reason.clone(),
+            ..VmInfo::from(account)
         }
     }
 
-    /// A VM that could not be started, for the report.
+    /// A VM that could not be started, and why, for the report.
     #[must_use]
-    pub fn refused(config: &VmConfig, policy: Policy) -> VmInfo {
+    pub fn refused(config: &VmConfig, policy: Policy, why: &StartError) -> VmInfo {
         VmInfo {
             name: config.name.clone(),
             mte: config.mte,
             policy: policy_name(policy),
             vcpus: config.vcpus,
             memory_bytes: config.memory,
+            tag_budget_bytes: config.tag_budget_bytes(),
             static_cost_bytes: config.memory / 32,
             end: Some(End::Refused),
+            reason: Some(why.to_string()),
             ..VmInfo::default()
         }
     }

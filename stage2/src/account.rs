@@ -46,6 +46,8 @@ pub struct MachineAccount {
     pub offline: u64,
     /// Blocks that hold data.
     pub lent: u64,
+    /// The most that ever held data at once.
+    pub peak_lent: u64,
     /// Blocks that hold neither.
     pub free: u64,
     /// DRAM without tags, in use or not.
@@ -91,6 +93,8 @@ pub struct VmPeak {
     pub tagged_pages: u64,
     /// Tag storage.
     pub reserved: u64,
+    /// RAM in tag storage.
+    pub lent: u64,
 }
 
 /// One VM's figures at one moment.
@@ -102,6 +106,10 @@ pub struct VmAccount {
     pub resident: u64,
     /// Pages by kind.
     pub pages: PageCounts,
+    /// RAM that is in tag storage.
+    pub lent: u64,
+    /// 2 MiB leaves that map RAM now.
+    pub big_leaves: u64,
     /// Tag storage reserved for its pages: whole blocks, as a block's users belong to one VM. Under
     /// the static policy the whole `static_cost`.
     pub reserved: u64,
@@ -117,6 +125,12 @@ pub struct VmAccount {
     pub evictions_caused: u64,
     /// Pages that moved for another VM's tags.
     pub evictions_suffered: u64,
+    /// Pages that gave tag access back, other than by a reset or the VM's end.
+    pub demotions: u64,
+    /// Tag faults that had to wait for leave to evict.
+    pub throttled: u64,
+    /// Whether a lazy VM tags so much that its pages get tag storage at the first access now.
+    pub switched_to_eager: bool,
     /// The highest figures so far.
     pub peak: VmPeak,
 }

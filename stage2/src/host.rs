@@ -190,6 +190,7 @@ impl HostMemory {
             reserved: blocks.reserved,
             offline: blocks.offline,
             lent: blocks.lent,
+            peak_lent: 0,
             free: blocks.free(),
             untaggable: self.untaggable,
             reclaimed,

@@ -1,8 +1,8 @@
 //! The lives of VMs, from the bundle to the report, and the end of the machine.
 
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use stage2::account::MachineAccount;
 use stage2::guest::{MemError, Policy};
 
 use super::{Guest, Hypervisor};
@@ -14,7 +14,7 @@ use crate::console::{Mode, help};
 use crate::exit::{Failure, MappedPage};
 use crate::json::Json;
 use crate::output::{CONSOLE, line};
-use crate::report::{CarveOut, End, Footprint, Ratio, Report, VERSION};
+use crate::report::{CarveOut, End, Footprint, Report, VERSION};
 use crate::vcpu::Wake;
 use crate::vm::{Images, StartError, Vm, policy_name};
 
@@ -32,7 +32,8 @@ impl Hypervisor {
         for config in self.config.vms.clone() {
             if let Err(error) = self.start_vm(config.clone()) {
                 log::error!("vm={} refused: {error}", config.name);
-                self.refused.push(Vm::refused(&config, self.board.policy));
+                let info = Vm::refused(&config, self.board.policy, &error);
+                self.refused.push(info);
             }
         }
         if self.board.policy == Policy::Static {
@@ -91,8 +92,9 @@ impl Hypervisor {
 
     /// Ends a VM that EL2 could not serve.
     pub(super) fn fail_vm(&mut self, vm: usize, failure: Failure) {
-        if let Some(guest) = self.guests.get(vm) {
+        if let Some(guest) = self.guests.get_mut(vm) {
             log::error!("vm={} stopped: {failure}", guest.vm.config.name);
+            guest.vm.reason = Some(failure.to_string());
         }
         self.end_vm(vm, End::Crashed);
     }
@@ -145,6 +147,7 @@ impl Hypervisor {
             .and_then(|images| vm.load(images, &[], &mut self.memory, &mut self.cpu));
         if let Err(error) = restarted {
             log::error!("vm={} does not restart: {error}", vm.config.name);
+            vm.reason = Some(error.to_string());
             return self.end_vm(index, End::Crashed);
         }
         // A guest that resets in a loop starts once a second: loading it is long work for EL2.
@@ -230,7 +233,10 @@ impl Hypervisor {
             policy: policy_name(self.board.policy),
             machine: self.facts.machine.clone(),
             regions: self.facts.regions.clone(),
-            at_peak: carve_out(&highest),
+            at_peak: CarveOut {
+                peak_lent_bytes: now.peak_lent,
+                ..highest.into()
+            },
             hypervisor: Footprint {
                 image_bytes: self.facts.image_bytes,
                 metadata_bytes: highest.metadata,
@@ -239,24 +245,7 @@ impl Hypervisor {
             },
             vms: vms.chain(self.refused.iter().cloned()).collect::<Vec<_>>(),
             invariants: self.invariants,
-            now: carve_out(&now),
+            now: now.into(),
         }
-    }
-}
-
-fn carve_out(account: &MachineAccount) -> CarveOut {
-    CarveOut {
-        carve_out_bytes: account.carve_out,
-        reserved_bytes: account.reserved,
-        lent_bytes: account.lent,
-        free_bytes: account.free,
-        offline_bytes: account.offline,
-        untaggable_bytes: account.untaggable,
-        // Nothing is lent yet.
-        peak_lent_bytes: account.lent,
-        reclaimed_bytes: account.reclaimed,
-        net_reclaimed_bytes: account.net_reclaimed,
-        ideal_bytes: account.ideal,
-        efficiency: account.efficiency_millionths().map(Ratio),
     }
 }
