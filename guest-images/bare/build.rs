@@ -1,7 +1,14 @@
 //! Links the bare-metal programs: each as one flat, complete image.
 
 /// The guests, which run wherever they are loaded: position independent, linked at 0.
-const GUESTS: [&str; 4] = ["el1-hello", "el1-tags", "el1-hostile", "el1-neighbour"];
+const GUESTS: [&str; 6] = [
+    "el1-hello",
+    "el1-tags",
+    "el1-hostile",
+    "el1-neighbour",
+    "el1-storage",
+    "el1-steps",
+];
 /// What QEMU loads as an ELF file, above the DTB that it puts at the start of RAM.
 const PAYLOAD: (&str, &str) = ("oracle-payload", "0x40200000");
 

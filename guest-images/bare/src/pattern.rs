@@ -44,6 +44,22 @@ pub const fn tag(seed: u64, page: u64, granule: u64, unit: u64) -> u64 {
     mix(!seed ^ mix(page.wrapping_mul(256).wrapping_add(first))) & 0xf
 }
 
+/// The numbers below `count`, at most 2^32, each once, in an order that depends on `seed`.
+pub fn shuffled(seed: u64, count: u64) -> impl Iterator<Item = u64> {
+    let bits = u64::BITS - count.saturating_sub(1).leading_zeros();
+    let mask = (1_u64 << bits.min(32)) - 1;
+    let (add, shift) = (mix(seed), bits / 2 + 1);
+    // Each step maps the numbers of `bits` bits one to one.
+    let place = move |number: u64| {
+        let mut n = number.wrapping_mul(0x9e37_79b1).wrapping_add(add) & mask;
+        n ^= n >> shift;
+        n = n.wrapping_mul(0x85eb_ca6b) & mask;
+        n ^= n >> shift;
+        n.wrapping_mul(0xc2b2_ae35).wrapping_add(add >> 32) & mask
+    };
+    (0..=mask).map(place).filter(move |&number| number < count)
+}
+
 /// A running checksum of 64-bit values (FNV-1a over whole words).
 #[derive(Clone, Copy, Debug)]
 pub struct Sum(u64);
@@ -85,6 +101,20 @@ mod tests {
             assert_eq!(tag(1, 2, granule, 16), tag(1, 2, granule & !15, 16));
             assert!(tag(1, 2, granule, 1) < 16);
         }
+    }
+
+    #[test]
+    fn a_shuffle_has_each_number_once() {
+        for count in [0, 1, 2, 3, 31, 32, 33, 1000] {
+            let mut seen = [false; 1000];
+            for number in shuffled(7, count) {
+                assert!(number < count);
+                assert!(!core::mem::replace(&mut seen[number as usize], true));
+            }
+            assert_eq!(seen.iter().filter(|&&seen| seen).count() as u64, count);
+        }
+        assert!(shuffled(1, 100).ne(shuffled(2, 100)));
+        assert!(shuffled(1, 100).ne(0..100));
     }
 
     #[test]

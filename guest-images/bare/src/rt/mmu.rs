@@ -16,7 +16,8 @@ pub const SPARE: u64 = 256 << 30;
 
 const GIB: u64 = 1 << 30;
 const VALID_BLOCK: u64 = 1;
-const VALID_TABLE: u64 = 3;
+/// What marks an entry of level 1 or 2 that names a table.
+pub const VALID_TABLE: u64 = 3;
 const ACCESSED: u64 = 1 << 10;
 const INNER_SHAREABLE: u64 = 3 << 8;
 
@@ -41,8 +42,14 @@ impl Memory {
         pa + WINDOW * (1 + self as u64)
     }
 
-    const fn block(self, pa: u64) -> u64 {
+    /// The entry of a table of level 1 or 2 that maps the block at `pa`.
+    pub const fn block(self, pa: u64) -> u64 {
         pa | ACCESSED | INNER_SHAREABLE | (self as u64) << 2 | VALID_BLOCK
+    }
+
+    /// The entry of a table of level 3 that maps the page at `pa`.
+    pub const fn page(self, pa: u64) -> u64 {
+        self.block(pa) | VALID_TABLE
     }
 }
 
@@ -80,6 +87,11 @@ pub fn enable() {
         }
     }
     execute!("dsb sy", "isb");
+    enable_cpu();
+}
+
+/// Switches them on for another CPU, when [`enable`] has filled the table.
+pub fn enable_cpu() {
     if super::current_el() == 1 {
         enable_el1()
     } else {

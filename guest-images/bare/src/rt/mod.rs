@@ -3,10 +3,12 @@
 //! One CPU unless `smp` starts another, interrupts masked. Statics that the vectors and the program share are atomics, used with plain
 //! loads and stores only (exclusives need the MMU).
 
+pub mod clock;
 pub mod console;
 pub mod gic;
 pub mod mmu;
 pub mod mte;
+pub mod pages;
 pub mod psci;
 pub mod smp;
 mod start;
@@ -51,6 +53,14 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::rt::console::line(format_args!($($text)*)) };
 }
 
+/// Marks a place for the plugin that counts instructions: HINT `$number`, #0x60 to #0x7f.
+#[macro_export]
+macro_rules! mark {
+    ($number:literal) => {
+        $crate::execute!(concat!("hint #", $number))
+    };
+}
+
 /// Makes `$main`, a `fn(Boot) -> !`, the program's first function.
 #[macro_export]
 macro_rules! entry {
@@ -74,6 +84,9 @@ pub struct Boot {
 /// Where the `virt` machine has RAM; QEMU puts the device tree there for an ELF file.
 pub const RAM_BASE: u64 = 0x4000_0000;
 
+/// A device tree is no longer, in bytes.
+const LONGEST_TREE: u64 = 2 << 20;
+
 impl Boot {
     /// Looks for the device tree at `x0`, then at the start of RAM.
     pub fn new(x0: u64) -> Self {
@@ -92,6 +105,28 @@ impl Boot {
     /// The command line; empty without a device tree.
     pub fn bootargs(&self) -> &'static str {
         self.tree.map_or("", |tree| tree.bootargs())
+    }
+}
+
+impl Boot {
+    /// The larger of the two parts of RAM between program, device tree and end, that nobody has touched; `align` is a power
+    /// of two, both ends are multiples of it.
+    pub fn free(&self, align: u64) -> (u64, u64) {
+        let (base, bytes) = self.memory();
+        let (start, end) = (image_end(), base + bytes);
+        let tree = if (start..end).contains(&self.x0) {
+            (self.x0, self.x0 + LONGEST_TREE)
+        } else {
+            (end, end)
+        };
+        let inside =
+            |from: u64, to: u64| (from.next_multiple_of(align), to.min(end) & !(align - 1));
+        let (below, above) = (inside(start, tree.0), inside(tree.1, end));
+        if below.1.saturating_sub(below.0) >= above.1.saturating_sub(above.0) {
+            below
+        } else {
+            above
+        }
     }
 }
 
