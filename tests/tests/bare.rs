@@ -69,3 +69,44 @@ fn every_answer_that_the_hostile_guest_expects_is_the_architectures() {
         assert!(result.ends_with(" failed=0"), "{}", ended.transcript());
     }
 }
+
+#[test]
+fn guests_of_tag_storage_pass_without_a_hypervisor() {
+    for bootargs in [
+        "mode=tag permille=300",
+        "mode=tag permille=100 order=linear busy=4",
+        "mode=fill",
+        "mode=bench pages=4096",
+        "mode=fresh pages=4096",
+        "mode=code pages=1024 permille=500 vcpus=2",
+        "mode=atomics pages=1024 permille=500",
+    ] {
+        let ended = at_el1("el1-storage", bootargs, &["-smp", "2"]);
+        assert!(
+            ended.line("RESULT ok").is_some(),
+            "{bootargs}: {}",
+            ended.transcript()
+        );
+    }
+}
+
+#[test]
+fn a_guest_of_tag_storage_notices_one_wrong_word_and_one_wrong_tag() {
+    for (bootargs, what) in [
+        (
+            "mode=tag spoil=30000",
+            "RESULT bad data are lost: page=30000 ",
+        ),
+        (
+            "mode=tag permille=1000 pages=2000 spoiltag=1999",
+            "RESULT bad a tag is lost: page=1999 ",
+        ),
+    ] {
+        let ended = at_el1("el1-storage", bootargs, &[]);
+        assert!(
+            ended.line(what).is_some(),
+            "{bootargs}: {}",
+            ended.transcript()
+        );
+    }
+}

@@ -26,7 +26,7 @@ Without --batch the terminal is the guest's console. Ctrl-] is the escape:
 
 --count FILE holds one line for each event, EVENT el0=N el1=N el2=N el3=N, where N is the number of
 instructions executed at each exception level so far and EVENT is first-guest-instruction (the first
-at EL1), mark-0xNN (a guest's HINT #0xNN, 0x60 to 0x7f, at EL0) or exit.
+at EL1), mark-0xNN (a guest's HINT #0xNN, 0x60 to 0x7f) or exit.
 
 Environment: TAGVISOR_PROFILE (el2 or el2-debug) chooses the build of EL2, TAGVISOR_LOG the level of its messages.";
 

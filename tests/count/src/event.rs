@@ -10,7 +10,7 @@ pub const LEVELS: usize = 4;
 pub enum Event {
     /// Before the first instruction at EL1.
     FirstGuestInstruction,
-    /// Before a marking hint at EL0.
+    /// Before a marking hint at EL0 or EL1.
     Mark(u8),
     /// At QEMU's end.
     Exit,

@@ -11,6 +11,9 @@ use crate::qemu::{
     ADD, Block, Bytes, Callback, Counter, Functions, Info, NO_REGISTERS, Register, find_register,
 };
 
+/// Marks count at this exception level and below.
+const GUEST_LEVELS: usize = 1;
+
 /// Counters by inline code, or by a call for each block.
 enum Counts {
     /// The address of QEMU's scoreboard of [`LEVELS`] counters.
@@ -177,7 +180,7 @@ impl Plugin {
             if level == 1 && index == 0 && !self.guest_seen.load(Ordering::Relaxed) {
                 call(on_first, 0);
             }
-            if let Some(number) = mark_of(u32::from_le_bytes(code)).filter(|_| level == 0) {
+            if let Some(number) = mark_of(u32::from_le_bytes(code)).filter(|_| level <= GUEST_LEVELS) {
                 call(on_mark, number.into());
             }
             if let Counts::Inline(_) = self.counts {

@@ -76,6 +76,20 @@ fn verify(choice: &Choice, sum: &mut Sum) -> Checked {
     Ok(())
 }
 
+/// Does what must not happen to the page that `spoil=` or `spoiltag=` names: a test of the test.
+fn spoil(job: &Job) {
+    let none = job.pages.count;
+    let (data, tag) = (job.number("spoil", none), job.number("spoiltag", none));
+    if data < none {
+        let at = job.pages.address(data);
+        mte::write(at, !mte::read(at));
+    }
+    if tag < none {
+        let at = job.pages.address(tag);
+        mte::stg(at, mte::with_tag(0, mte::ldg(at) + 1));
+    }
+}
+
 /// All of it.
 pub fn run(job: &Job) -> Result<Found, Wrong> {
     let (pages, choice) = (&job.pages, Choice::of(job));
@@ -92,6 +106,7 @@ pub fn run(job: &Job) -> Result<Found, Wrong> {
         (0..busy).try_for_each(|_| pages.check(random.below(pages.count), 0))
     })?;
     say!("TAGGED pages={}", found.tagged);
+    spoil(job);
     for _ in 0..job.number("rounds", 1) {
         verify(&choice, &mut found.sum)?;
         found.done += 1;

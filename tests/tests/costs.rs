@@ -1,0 +1,97 @@
+//! What faults cost, in instructions at EL2: counted, since wall time says little under emulation.
+
+// A helper of tests may fail the test.
+#![allow(clippy::unwrap_used)]
+
+mod storage;
+
+use storage::{MIB, counted, filler, guest, machine, mean, of, steps_of};
+use tagvisor_tests::{Run, Scenario};
+
+const PAGES: u64 = 4096;
+/// Pages whose tags one block holds.
+const COVERED: usize = 32;
+
+/// What each first tag access cost.
+fn touches(scenario: &Scenario) -> (Run, Vec<u64>) {
+    let (run, counts) = counted(scenario, 0x70);
+    let costs = steps_of(&counts);
+    assert_eq!(costs.len() as u64, PAGES, "{}", run.transcript());
+    (run, costs)
+}
+
+fn bench(cmdline: &str) -> Scenario {
+    let cmdline = format!("mode=bench pages={PAGES} bytes=64 {cmdline}");
+    machine(512, guest("bench", 256, &cmdline))
+}
+
+fn assert_mean(what: &str, costs: &[u64], most: u64) {
+    let mean = mean(costs);
+    println!(
+        "{what}: {mean} EL2 instructions, at most {most}; worst {:?}",
+        costs.iter().max()
+    );
+    assert!(
+        mean <= most,
+        "{what}: {mean} EL2 instructions, more than {most}"
+    );
+}
+
+#[test]
+fn a_first_tag_access_without_a_move() {
+    let (run, costs) = touches(&bench("order=linear"));
+    assert_eq!(of(&run, "bench", "moves"), 0, "{}", run.transcript());
+    // Each 32nd opens a block, which is no part of it.
+    let inside: Vec<u64> = costs
+        .chunks(COVERED)
+        .flat_map(|block| block.iter().skip(1).copied())
+        .collect();
+    assert_mean("a first tag access without a move", &inside, 1500);
+}
+
+#[test]
+#[ignore = "needs dense placement"]
+fn a_first_tag_access_with_a_move() {
+    // Every other page is written, so that half the frames are free.
+    let (run, costs) = touches(&bench("stride=2"));
+    let moves = of(&run, "bench", "moves");
+    assert!(moves > PAGES / 3, "{}", run.transcript());
+    assert_mean("a first tag access with a move", &costs, 3500);
+}
+
+#[test]
+#[ignore = "needs dense placement"]
+fn a_first_tag_access_with_a_swap() {
+    let (run, costs) = touches(&bench(""));
+    let moves = of(&run, "bench", "moves");
+    assert!(moves > PAGES * 3 / 4, "{}", run.transcript());
+    assert_mean("a first tag access with a swap", &costs, 6000);
+}
+
+#[test]
+#[ignore = "needs lending"]
+fn a_tag_access_that_opens_a_block_with_eviction() {
+    let cmdline = format!("mode=bench pages={PAGES} bytes=64 order=linear wait=60000");
+    let tagger = guest("bench", 192, &cmdline).tag_budget(4 * MIB);
+    let filler = filler("filler", 272, "bytes=64 rounds=0 hold=120000");
+    let (run, mut costs) = touches(&machine(512, tagger).and(filler).within(300));
+    let evictions = of(&run, "bench", "evictions_caused");
+    assert!(evictions >= 100, "{}", run.transcript());
+    costs.sort_unstable_by(|a, b| b.cmp(a));
+    let opening = costs.get(..evictions as usize).unwrap();
+    assert_mean(
+        "a tag access that opens a block with eviction",
+        opening,
+        9000,
+    );
+}
+
+#[test]
+#[ignore = "needs big leaves"]
+fn a_fresh_page() {
+    let pages = 40 * MIB / 4096;
+    let cmdline = format!("mode=fresh pages={pages}");
+    let (_, counts) = counted(&machine(512, guest("fresh", 256, &cmdline)), 0x72);
+    let all = steps_of(&counts).iter().sum::<u64>();
+    assert_mean("a fresh page", &[all / pages], 170);
+}
