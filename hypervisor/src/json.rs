@@ -24,11 +24,9 @@ macro_rules! json_struct {
     ($type:ty { $($fields:tt)* }) => {
         impl $crate::json::Json for $type {
             fn write(&self, out: &mut alloc::string::String) {
-                out.push('{');
+                $crate::json::open(out);
                 $crate::json::json_struct!(@fields self out $($fields)*);
-                // Each field has left a comma.
-                out.pop();
-                out.push('}');
+                $crate::json::close(out);
             }
         }
     };
@@ -50,8 +48,22 @@ macro_rules! json_struct {
 }
 pub(crate) use json_struct;
 
+/// Begins an object. This, [`close`] and [`field`] exist once and not at each use: a report has many.
+#[inline(never)]
+pub(crate) fn open(out: &mut String) {
+    out.push('{');
+}
+
+/// Ends an object whose last field has left a comma.
+#[inline(never)]
+pub(crate) fn close(out: &mut String) {
+    out.pop();
+    out.push('}');
+}
+
 /// Appends a key, its value and a comma.
-pub(crate) fn field(out: &mut String, key: &str, value: &impl Json) {
+#[inline(never)]
+pub(crate) fn field(out: &mut String, key: &str, value: &dyn Json) {
     key.write(out);
     out.push(':');
     value.write(out);
