@@ -3,14 +3,17 @@
 mod repository;
 mod tally;
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 use crate::image::text_and_data;
 use crate::paths::{BARE_TARGET, Cache, repository, target_dir};
+use crate::process::output;
 use crate::run::build::{self, cargo, cargo_with};
 use crate::setup::{self, Part};
 use tally::Tally;
@@ -18,8 +21,8 @@ use tally::Tally;
 /// text and data of tagvisor's Image are at most this many bytes.
 const LARGEST_IMAGE: u64 = 256 << 10;
 
-/// The feature that test programs which take long need.
-const LONG_TESTS: &str = "tagvisor-tests/full";
+/// The feature with which a package's tests take long.
+const LONG_TESTS: &str = "full";
 
 /// Runs all tests; `full` adds those that take long. Returns whether all passed.
 ///
@@ -28,6 +31,7 @@ const LONG_TESTS: &str = "tagvisor-tests/full";
 pub fn test(full: bool) -> Result<bool> {
     let cache = Cache::of_user()?;
     setup::ensure(&cache, &Part::ALL)?;
+    let long_tests = features_named(LONG_TESTS)?;
     let mut tally = Tally::default();
     let begun = Instant::now();
     check(&mut tally, "formatting", || {
@@ -40,7 +44,7 @@ pub fn test(full: bool) -> Result<bool> {
         repository::shell_scripts_parse,
     );
     check(&mut tally, "clippy on the host's code", || {
-        clippy(&["--workspace", "--all-targets", "--features", LONG_TESTS])
+        clippy(&["--workspace", "--all-targets", "--features", &long_tests])
     });
     check(&mut tally, "clippy on EL2's code", || {
         clippy(&[
@@ -70,7 +74,7 @@ pub fn test(full: bool) -> Result<bool> {
             .iter()
             .try_for_each(|name| build::guest_image(name, cache.root()).map(drop))
     });
-    cargo_tests(&mut tally, full)?;
+    cargo_tests(&mut tally, full.then_some(long_tests))?;
     println!("\n{} s in all", begun.elapsed().as_secs());
     tally.print();
     Ok(tally.is_good())
@@ -118,8 +122,40 @@ fn image_is_small() -> Result<()> {
     Ok(())
 }
 
-/// Runs cargo's tests of the whole workspace, passing their output on and counting them.
-fn cargo_tests(tally: &mut Tally, full: bool) -> Result<()> {
+/// Returns the feature `name` of each package of the workspace that has it, as cargo's `--features` takes them.
+fn features_named(name: &str) -> Result<String> {
+    let workspace = output(
+        Command::new("cargo")
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .current_dir(repository()),
+    )?;
+    select_features(&workspace, name)
+}
+
+fn select_features(workspace: &str, name: &str) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Workspace {
+        packages: Vec<Package>,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+        features: HashMap<String, Vec<String>>,
+    }
+    let workspace: Workspace =
+        serde_json::from_str(workspace).context("cargo metadata cannot be read")?;
+    let with = workspace
+        .packages
+        .iter()
+        .filter(|package| package.features.contains_key(name));
+    let features: Vec<String> = with
+        .map(|package| format!("{}/{name}", package.name))
+        .collect();
+    Ok(features.join(","))
+}
+
+/// Runs cargo's tests of the whole workspace, passing their output on and counting them; with the features `long`, all of them.
+fn cargo_tests(tally: &mut Tally, long: Option<String>) -> Result<()> {
     eprintln!("==> cargo test");
     let mut command = Command::new("cargo");
     command
@@ -128,9 +164,9 @@ fn cargo_tests(tally: &mut Tally, full: bool) -> Result<()> {
     command
         .env("TAGVISOR_ROOT", repository())
         .env("CARGO_TARGET_DIR", target_dir());
-    if full {
+    if let Some(features) = long {
         // Millions of cases: optimized, with all checks.
-        command.args(["--profile", "checked", "--features", LONG_TESTS]);
+        command.args(["--profile", "checked", "--features", &features]);
         command.env("TAGVISOR_FULL", "1");
     }
     let mut child = command
@@ -147,4 +183,28 @@ fn cargo_tests(tally: &mut Tally, full: bool) -> Result<()> {
     }
     tally.end_of_cargo(child.wait()?.success());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_tests_are_those_of_all_packages_that_have_the_feature() {
+        let workspace = r#"{"packages":[
+            {"name":"a","features":{"full":[],"fakes":[]}},
+            {"name":"b","features":{}},
+            {"name":"c","features":{"full":["a/full"]}}]}"#;
+        assert_eq!(
+            select_features(workspace, LONG_TESTS).unwrap(),
+            "a/full,c/full"
+        );
+        assert!(select_features("{", LONG_TESTS).is_err());
+    }
+
+    #[test]
+    fn the_workspace_has_long_tests() {
+        let features = features_named(LONG_TESTS).unwrap();
+        assert!(features.contains("tagvisor-tests/full"), "{features}");
+    }
 }
