@@ -35,6 +35,20 @@ pub enum BlockState {
     Offline,
 }
 
+impl fmt::Display for BlockState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unswept => "unswept",
+            Self::Free => "free",
+            Self::Lent => "lent",
+            Self::Evicting => "being evicted",
+            Self::Reserved { users } => return write!(f, "reserved for {users} users"),
+            Self::Scrubbing => "being scrubbed",
+            Self::Offline => "offline",
+        })
+    }
+}
+
 /// What happens to a tag block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BlockEvent {
@@ -70,11 +84,7 @@ pub struct BadTransition {
 
 impl fmt::Display for BadTransition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "a tag block that is {:?} got {:?}",
-            self.from, self.event
-        )
+        write!(f, "a tag block that is {} got {:?}", self.from, self.event)
     }
 }
 

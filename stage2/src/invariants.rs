@@ -74,7 +74,35 @@ pub enum Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match *self {
+            Self::NotOwned { ipa, frame } => {
+                write!(
+                    f,
+                    "S1: {ipa:?} is mapped to {frame:?}, which is not its own"
+                )
+            }
+            Self::StorageMapped { ipa, block } => write!(f, "S2: {ipa:?} is mapped to {block}"),
+            Self::NotReserved { ipa, block, state } => {
+                write!(f, "S3: {ipa:?} has tag access, and {block} is {state}")
+            }
+            Self::Users {
+                block,
+                state,
+                users,
+            } => write!(f, "S6: {block} is {state} and has {users} users"),
+            Self::NotOffline(block) => write!(f, "S7: {block} is in use and not all ours"),
+            Self::OldTags(ipa) => write!(f, "S8: {ipa:?} had tags before its tag access"),
+            Self::LeftBroken(ipa) => write!(f, "S12: {ipa:?} was left between break and make"),
+            Self::TableNotOwned(frame) => write!(f, "S1: {frame:?} is a table and not in use"),
+            Self::Corrupt(Corrupt { table, index, raw }) => {
+                write!(f, "entry {index} of the table in {table:?} is {raw:#x}")
+            }
+            Self::Count {
+                what,
+                counted,
+                found,
+            } => write!(f, "S17: {what}: {counted} counted, {found} found"),
+        }
     }
 }
 
@@ -350,4 +378,37 @@ fn check_sum(facts: &mut Facts, host: &HostMemory) -> Result<(), Violation> {
         account.discovered,
         account.ledger.sum(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_says_which_rule_broke_and_where() {
+        let block = BlockId {
+            region: 1,
+            index: 7,
+        };
+        let users = Violation::Users {
+            block,
+            state: BlockState::Reserved { users: 2 },
+            users: 3,
+        };
+        let told = "S6: tag block 7 of region 1 is reserved for 2 users and has 3 users";
+        assert_eq!(users.to_string(), told);
+        let count = Violation::Count {
+            what: "tagged pages",
+            counted: 4,
+            found: 5,
+        };
+        let told = "S17: tagged pages: 4 counted, 5 found";
+        assert_eq!(count.to_string(), told);
+        let page = Violation::NotOwned {
+            ipa: Ipa::new(0x4000_0000),
+            frame: Frame::from_number(0x8_0000),
+        };
+        let told = "S1: ipa:0x40000000 is mapped to frame:0x80000000, which is not its own";
+        assert_eq!(page.to_string(), told);
+    }
 }

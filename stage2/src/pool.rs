@@ -5,6 +5,7 @@
 //! zeroing can be left out.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use crate::addr::{Frame, FrameRange, PAGE_SIZE, try_filled};
 use crate::block::{BadTransition, BlockEvent, BlockState};
@@ -18,6 +19,12 @@ pub struct BlockId {
     pub region: u16,
     /// Which block of it.
     pub index: u32,
+}
+
+impl fmt::Display for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tag block {} of region {}", self.index, self.region)
+    }
 }
 
 /// How many bytes of a carve-out are in which state.

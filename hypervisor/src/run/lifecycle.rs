@@ -183,8 +183,8 @@ impl Hypervisor {
         let account = self.memory.account();
         self.invariants.checked += 1;
         if account.ledger.sum() != account.discovered {
-            return self
-                .break_invariant(format_args!("S17: memory was lost: {:?}", account.ledger));
+            let (there, all) = (account.ledger.sum(), account.discovered);
+            return self.break_invariant(format_args!("S17: {there} bytes of {all} are there"));
         }
         let Some((page, guest)) = mapped.zip(self.memory.guest(vm.id)) else {
             return;
