@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::board::{BUNDLE, RAM_BASE};
 use crate::bundle::{Guest, Policy};
 use crate::size::show_size;
 
@@ -210,21 +209,19 @@ impl Config {
         Ok(config)
     }
 
-    /// Guests, their tags and the bundle must fit into the machine, above what EL2 and its loader use. EL2 knows better.
+    /// Guests, their tags and the images must leave some of the machine's memory. How much EL2 needs, it tells itself.
     fn fits(&self) -> Result<(), String> {
         let taggable = self.memory_bytes / 32 * 31;
         let lends = self.policy != Policy::Static && self.regions > 0;
         let usable = if lends { self.memory_bytes } else { taggable };
-        let left = usable
-            .saturating_sub(BUNDLE - RAM_BASE)
-            .saturating_sub(self.image_bytes());
+        let left = usable.saturating_sub(self.image_bytes());
         let memory: u64 = self.guests.iter().map(|guest| guest.memory_bytes).sum();
         let tags: u64 = if lends {
             self.guests.iter().map(most_tags).sum()
         } else {
             0
         };
-        if memory + tags <= left {
+        if memory + tags < left {
             return Ok(());
         }
         let (with_tags, or_budgets) = if tags > 0 {
@@ -236,11 +233,11 @@ impl Config {
             (String::new(), "")
         };
         Err(format!(
-            "the guests have {} of memory{with_tags} together, a machine of {} has room for {}: \
+            "the guests have {} of memory{with_tags} together, a machine of {} has room for less than {}: \
              lower the guests' memory{or_budgets} or raise the machine's",
             show_size(memory),
             show_size(self.memory_bytes),
-            show_size(left >> 20 << 20)
+            show_size(left.next_multiple_of(1 << 20))
         ))
     }
 

@@ -174,7 +174,7 @@ fn mistakes_of_size_are_named_with_their_line_and_a_remedy() {
         ),
         (
             vm("").replace("64M", "2G"),
-            "c.toml:4: the guests have 2G of memory and 64M of tag storage together, a machine of 2G has room for 2015M: \
+            "c.toml:4: the guests have 2G of memory and 64M of tag storage together, a machine of 2G has room for less than 2G: \
              lower the guests' memory or tag_budget, or raise the machine's",
         ),
     ]);
@@ -278,20 +278,21 @@ fn what_guests_do_not_tag_is_memory_for_others_but_not_under_static() {
     let two = |machine: &str, budget: &str| {
         let tagged = vm(budget).replace("64M", "1G");
         let plain = vm("mte = false\n")
-            .replace("64M", "984M")
+            .replace("64M", "1016M")
             .replace("\"a\"", "\"b\"");
         parse(&dir, &format!("[machine]\n{machine}{tagged}{plain}")).map(drop)
     };
-    assert_eq!(two("", "tag_budget = \"4M\"\n"), Ok(()), "2012M of 2016M");
+    assert_eq!(two("", "tag_budget = \"4M\"\n"), Ok(()), "2044M of 2G");
     let error = two("", "").unwrap_err();
     assert!(
-        error.contains("2008M of memory and 32M of tag storage together"),
+        error.contains("2040M of memory and 32M of tag storage together"),
         "{error}"
     );
     for machine in ["policy = \"static\"\n", "regions = 0\n"] {
         let error = two(machine, "tag_budget = \"4M\"\n").unwrap_err();
         assert!(
-            error.contains("2008M of memory together, a machine of 2G has room for 1951M"),
+            error
+                .contains("2040M of memory together, a machine of 2G has room for less than 1984M"),
             "{error}"
         );
     }

@@ -180,7 +180,9 @@ impl Plugin {
             if level == 1 && index == 0 && !self.guest_seen.load(Ordering::Relaxed) {
                 call(on_first, 0);
             }
-            if let Some(number) = mark_of(u32::from_le_bytes(code)).filter(|_| level <= GUEST_LEVELS) {
+            if let Some(number) =
+                mark_of(u32::from_le_bytes(code)).filter(|_| level <= GUEST_LEVELS)
+            {
                 call(on_mark, number.into());
             }
             if let Counts::Inline(_) = self.counts {
