@@ -14,7 +14,7 @@ const COVERED: usize = 32;
 
 /// What each first tag access cost.
 fn touches(scenario: &Scenario) -> (Run, Vec<u64>) {
-    let (run, counts) = counted(scenario, 0x70);
+    let (run, counts) = counted(scenario, &["mark-0x70", "mark-0x71"]);
     let costs = steps_of(&counts);
     assert_eq!(costs.len() as u64, PAGES, "{}", run.transcript());
     (run, costs)
@@ -86,12 +86,30 @@ fn a_tag_access_that_opens_a_block_with_eviction() {
     );
 }
 
+/// EL2's instructions in a run with these options.
+fn of_a_run(options: &[&str]) -> u64 {
+    let tagger = guest("tagger", 64, "mode=tag permille=300 bytes=512");
+    let (_, counts) = counted(&machine(512, tagger).with(options), &["exit"]);
+    counts.first().copied().unwrap()
+}
+
+#[test]
+fn checks_at_every_exit_cost_at_most_twelve_times_the_work() {
+    let (plain, checked) = (of_a_run(&[]), of_a_run(&["--debug-checks"]));
+    println!("{plain} EL2 instructions, {checked} with checks");
+    assert!(
+        checked > plain && checked <= 12 * plain,
+        "{checked}, {plain} without"
+    );
+}
+
 #[test]
 #[ignore = "needs big leaves"]
 fn a_fresh_page() {
     let pages = 40 * MIB / 4096;
     let cmdline = format!("mode=fresh pages={pages}");
-    let (_, counts) = counted(&machine(512, guest("fresh", 256, &cmdline)), 0x72);
+    let fresh = machine(512, guest("fresh", 256, &cmdline));
+    let (_, counts) = counted(&fresh, &["mark-0x72", "mark-0x73"]);
     let all = steps_of(&counts).iter().sum::<u64>();
     assert_mean("a fresh page", &[all / pages], 170);
 }

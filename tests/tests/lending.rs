@@ -12,6 +12,7 @@ use storage::{
     BLOCK, MIB, assert_right, assert_sound, efficiency, filler, guest, machine, of, run,
 };
 use tagvisor_tests::{Guest, Run, Scenario};
+use tagvisor_tool::bundle::Policy;
 
 /// The machine of most tests, in MiB: 480 of them are taggable, less what EL2, image and bundle take; 15.5 are tag storage.
 const SMALL: u64 = 512;
@@ -252,6 +253,43 @@ fn a_reset_leaves_neither_data_nor_tags() {
         "{}",
         finished.transcript()
     );
+}
+
+#[test]
+#[ignore = "needs lending"]
+fn a_guest_that_evicts_too_much_waits_and_the_others_do_not() {
+    let run = storm(3, &["eviction_rate = 500"]);
+    assert!(of(&run, "storm", "throttled") > 0, "{}", run.transcript());
+    assert_eq!(of(&run, "filler", "throttled"), 0, "{}", run.transcript());
+}
+
+#[test]
+#[ignore = "needs lending"]
+fn guests_of_different_policies_share_a_machine() {
+    let cmdline = "mode=tag bytes=512 permille=200 busy=4";
+    let eager = guest("eager", 64, cmdline).policy(Policy::Eager);
+    let lazy = guest("lazy", 128, cmdline).tag_budget(MIB);
+    let filler = filler("filler", 224, "bytes=512 rounds=6");
+    let run = run(&Scenario::of(eager)
+        .and(lazy)
+        .and(filler)
+        .with(&["--memory", "512M", "--cpus", "2"]));
+    assert_eq!(of(&run, "eager", "tag_faults"), 0, "{}", run.transcript());
+    assert!(of(&run, "lazy", "tag_faults") > 0, "{}", run.transcript());
+    assert!(run.figure("/peak_lent_bytes") > MIB, "{}", run.transcript());
+}
+
+#[test]
+#[ignore = "needs the switch to eager"]
+fn a_guest_that_tags_everything_becomes_eager() {
+    let run = run(&machine(
+        SMALL,
+        guest("all", 192, "mode=tag bytes=512 permille=1000 early=1"),
+    ));
+    let switched = run.report.pointer("/vms/0/switched_to_eager");
+    assert_eq!(switched, Some(&true.into()), "{}", run.transcript());
+    let few = run.figure("/vms/0/pages/tagged") / 4;
+    assert!(of(&run, "all", "tag_faults") < few, "{}", run.transcript());
 }
 
 /// A guest of two vCPUs on a crowded machine.

@@ -6,7 +6,7 @@
 //!
 //! | mode | does |
 //! |---|---|
-//! | `tag` | writes all pages, then tags `permille=N` of them, chosen and ordered at random (`order=linear`: the first ones, in order); verifies all, `rounds=N` times; with `busy=N` also N pages after each one that is tagged |
+//! | `tag` | writes all pages, then tags `permille=N` of them, chosen and ordered at random (`order=linear`: the first ones, in order); verifies all, `rounds=N` times; with `busy=N` also N pages after each one that is tagged; with `early=1` tags come before data, page by page |
 //! | `fill` | writes all pages and verifies them `rounds=N` times, changing an eighth of them each time; uses no tags |
 //! | `bench` | writes all pages, then tags each once (`order=linear` or at random), mark 0x70 before each and 0x71 at the end |
 //! | `fresh` | touches all pages once, mark 0x72 before and 0x73 after |
