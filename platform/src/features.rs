@@ -138,6 +138,8 @@ pub struct CpuFeatures {
     pub dic: bool,
     /// CTR_EL0.IDC: data caches need no cleaning to the point of unification.
     pub idc: bool,
+    /// Instruction caches are physically tagged and indexed: invalidation by any address of a line reaches it.
+    pub pipt: bool,
     /// Bytes of the smallest data cache line.
     pub data_line: u32,
     /// Bytes of the step of tag cache maintenance, in addresses of data.
@@ -210,6 +212,7 @@ impl CpuFeatures {
             double_fault2: field(id.pfr1, 56) != 0,
             dic: id.ctr >> 29 & 1 != 0,
             idc: id.ctr >> 28 & 1 != 0,
+            pipt: id.ctr >> 14 & 3 == 3,
             data_line: words(id.ctr >> 16),
             tag_line: tag_line(id.ctr),
             instruction_line: words(id.ctr),
@@ -263,6 +266,7 @@ impl CpuFeatures {
             double_fault2: both(|c| c.double_fault2),
             dic: both(|c| c.dic),
             idc: both(|c| c.idc),
+            pipt: both(|c| c.pipt),
             data_line: line(|c| c.data_line),
             tag_line: line(|c| c.tag_line),
             instruction_line: line(|c| c.instruction_line),
@@ -537,6 +541,7 @@ mod tests {
         assert_eq!((cpu.fgt, cpu.ecv, cpu.bbm), (1, 2, 2));
         assert_eq!((cpu.data_line, cpu.instruction_line), (64, 64));
         assert_eq!((cpu.dc_zva, cpu.ldgm), (Some(64), Some(256)));
+        assert!(cpu.pipt && !cpu.idc && !cpu.dic);
         assert_eq!(cpu.check_required(), Ok(()));
         assert!(!cpu.errata.repeat_tlbi);
     }

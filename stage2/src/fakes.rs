@@ -50,6 +50,12 @@ pub enum Step {
     ZeroFrame(Frame),
     /// Data was copied.
     Copy(Frame, Frame),
+    /// The data of two frames was swapped.
+    Exchange(Frame, Frame),
+    /// Tags were copied.
+    CopyTags(Frame, Frame),
+    /// `DC CVAU`, `IC IVAU` over a frame, and `DSB`.
+    SyncCode(Frame),
 }
 
 /// Something that the architecture, or safety, forbids.
@@ -455,6 +461,10 @@ impl Tlb for SimMachine {
         self.load_vttbr(own);
     }
 
+    fn invalidate_block(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
+        self.invalidate_page(vmid, root, ipa);
+    }
+
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame) {
         self.dsb();
         let own = self.load_vttbr(Some((vmid, root)));
@@ -486,6 +496,17 @@ impl TagCache for SimMachine {
         self.log.push(Step::ZeroTags(frame));
     }
 
+    fn copy_tags(&mut self, from: Frame, to: Frame) {
+        self.must_be_unreachable(from);
+        self.must_be_unreachable(to);
+        for offset in (0..PAGE_SIZE).step_by(GRANULE as usize) {
+            let tag = self.tag(PhysAddr::new(from.addr().get() + offset));
+            self.set_tag(PhysAddr::new(to.addr().get() + offset), tag);
+        }
+        self.invisible.insert(to);
+        self.log.push(Step::CopyTags(from, to));
+    }
+
     fn tags_are_zero(&mut self, frame: Frame) -> bool {
         let granules = frame.addr().get()..frame.addr().get() + PAGE_SIZE;
         granules
@@ -500,11 +521,13 @@ impl TagCache for SimMachine {
 }
 
 impl FrameCopy for SimMachine {
-    fn zero(&mut self, frame: Frame) {
-        self.must_be_unreachable(frame);
-        self.fill(frame, 0);
-        self.invisible.insert(frame);
-        self.log.push(Step::ZeroFrame(frame));
+    fn zero_frames(&mut self, frames: FrameRange) {
+        for frame in frames.iter() {
+            self.must_be_unreachable(frame);
+            self.fill(frame, 0);
+            self.invisible.insert(frame);
+            self.log.push(Step::ZeroFrame(frame));
+        }
     }
 
     fn copy(&mut self, from: Frame, to: Frame) {
@@ -514,5 +537,20 @@ impl FrameCopy for SimMachine {
         *self.page(to) = page;
         self.invisible.insert(to);
         self.log.push(Step::Copy(from, to));
+    }
+
+    fn exchange(&mut self, one: Frame, other: Frame) {
+        self.must_be_unreachable(one);
+        self.must_be_unreachable(other);
+        let page = self.page(other).clone();
+        let page = core::mem::replace(self.page(one), page);
+        *self.page(other) = page;
+        self.invisible.extend([one, other]);
+        self.log.push(Step::Exchange(one, other));
+    }
+
+    fn sync_code(&mut self, frame: Frame) {
+        self.invisible.clear();
+        self.log.push(Step::SyncCode(frame));
     }
 }

@@ -23,6 +23,10 @@ pub trait Tlb {
     /// under way: `DSB ISHST`, VTTBR_EL2 and `ISB`, `TLBI IPAS2E1IS`, `DSB ISH`, `TLBI VMALLE1IS`
     /// (for combined stage-1 and stage-2 entries), `DSB ISH`, the erratum repeat.
     fn invalidate_page(&mut self, vmid: Vmid, root: Frame, ipa: Ipa);
+    /// Drops what any CPU may hold of the 2 MiB leaf that maps `ipa`, and waits. The steps are those of
+    /// [`invalidate_page`](Self::invalidate_page): one `TLBI IPAS2E1IS` at any address of the leaf
+    /// drops its entry, and each smaller one that was made of it.
+    fn invalidate_block(&mut self, vmid: Vmid, root: Frame, ipa: Ipa);
     /// Drops all that any CPU holds of the VM, and waits: as above with `TLBI VMALLS12E1IS`.
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame);
     /// Makes entries written before visible to all walkers: `DSB ISHST`, `ISB`.
@@ -39,18 +43,30 @@ pub trait TagCache {
     fn clean_invalidate_tags(&mut self, frames: FrameRange);
     /// Sets all tags of `frame` to 0 and leaves its data alone (`STGM` or `DC GVA`).
     fn zero_tags(&mut self, frame: Frame);
+    /// Copies all tags of one frame to another (`LDGM`, `STGM`). Both have storage for them.
+    fn copy_tags(&mut self, from: Frame, to: Frame);
     /// Whether all tags of `frame` are 0 (`LDGM`).
     fn tags_are_zero(&mut self, frame: Frame) -> bool;
     /// Waits for all maintenance, and for all writes of data and tags, before it (`DSB ISH`).
     fn synchronize(&mut self);
 }
 
-/// Writes to the data of frames, through EL2's Untagged map.
+/// Writes to the data of frames that no guest can reach, through EL2's Untagged map. Tags stay as
+/// they are. Only [`sync_code`](Self::sync_code) waits.
 pub trait FrameCopy {
-    /// Sets all bytes to 0.
-    fn zero(&mut self, frame: Frame);
-    /// Copies the data (not the tags) of one frame to another.
+    /// Sets all bytes of `frames` to 0.
+    fn zero_frames(&mut self, frames: FrameRange);
+    /// Sets all bytes of one frame to 0.
+    fn zero(&mut self, frame: Frame) {
+        self.zero_frames(FrameRange::new(frame, 1));
+    }
+    /// Copies one frame to another.
     fn copy(&mut self, from: Frame, to: Frame);
+    /// Swaps two frames, without a third.
+    fn exchange(&mut self, one: Frame, other: Frame);
+    /// Makes what was copied into `frame` visible to instruction fetches, before it is mapped, and
+    /// waits: `DC CVAU` unless CTR_EL0.IDC, `IC IVAU` or `IC IALLUIS` unless CTR_EL0.DIC, `DSB ISH`.
+    fn sync_code(&mut self, frame: Frame);
 }
 
 /// All ports.

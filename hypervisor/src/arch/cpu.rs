@@ -13,7 +13,7 @@ use platform::features::{CpuFeatures, IdRegisters};
 use stage2::addr::{Frame, FrameRange, PhysAddr};
 
 use super::ich::VirtualInterface;
-use super::maintenance::write_frame;
+use super::maintenance::{clean_lines_to_poc, write_frame};
 use super::regs::{instruction, read_reg, write_reg};
 use crate::cpu::Cpu;
 use crate::devices::vgic::ListRegisters;
@@ -34,6 +34,14 @@ pub struct El2 {
     pub(super) zva_bytes: u64,
     /// Bytes whose tags one LDGM or STGM moves.
     pub(super) tag_step: u64,
+    /// Smallest instruction cache line, bytes.
+    pub(super) instruction_line: u64,
+    /// Instruction fetches see written data without cleaning to the point of unification (CTR_EL0.IDC).
+    pub(super) idc: bool,
+    /// Instruction fetches see written data without invalidation (CTR_EL0.DIC).
+    pub(super) dic: bool,
+    /// Instructions can be invalidated by EL2's own address of them.
+    pub(super) pipt: bool,
     /// CVE-2025-10263: repeat the TLBI.
     pub(super) repeat_tlbi: bool,
     /// The GIC's virtual CPU interface.
@@ -48,7 +56,12 @@ impl El2 {
             data_line: features.data_line.into(),
             tag_line: features.tag_line.into(),
             zva_bytes: features.dc_zva.map_or(0, u64::from),
-            tag_step: features.ldgm.map_or(4096, u64::from),
+            // Without LDGM guests have no MTE; the least step is right for any CPU.
+            tag_step: features.ldgm.map_or(16, u64::from),
+            instruction_line: features.instruction_line.into(),
+            idc: features.idc,
+            dic: features.dic,
+            pipt: features.pipt,
             repeat_tlbi: features.errata.repeat_tlbi,
             interface: VirtualInterface::enable(),
         }
@@ -155,9 +168,7 @@ impl Cpu for El2 {
     }
 
     fn clean_frame(&mut self, frame: Frame) {
-        Self::each_line(FrameRange::new(frame, 1), 0, self.data_line, |at| {
-            instruction!("dc cvac", at)
-        });
+        clean_lines_to_poc(FrameRange::new(frame, 1), self.data_line);
     }
 
     fn invalidate_instructions(&mut self) {

@@ -16,9 +16,17 @@ use super::linear::TAGGED_ALIAS;
 use super::regs::instruction;
 
 unsafe extern "C" {
-    fn zero_frame(frame: *mut u8, zva_bytes: u64);
+    fn dc_civac(at: u64, end: u64, step: u64);
+    fn dc_cigvac(at: u64, end: u64, step: u64);
+    fn dc_cvac(at: u64, end: u64, step: u64);
+    fn dc_cvau(at: u64, end: u64, step: u64);
+    fn ic_ivau(at: u64, end: u64, step: u64);
+    fn dc_zva(at: u64, end: u64, step: u64);
+    fn zero_words(at: u64, end: u64);
     fn copy_bytes(to: *mut u8, from: *const u8, bytes: usize);
+    fn exchange_frames(one: *mut u8, other: *mut u8);
     fn zero_frame_tags(tagged: *mut u8, step: u64);
+    fn copy_frame_tags(to: *mut u8, from: *const u8, step: u64);
     fn frame_tags(tagged: *const u8, step: u64) -> u64;
     fn probe_first_tag(tagged: *mut u8) -> u64;
 }
@@ -39,6 +47,19 @@ pub(super) fn write_frame(frame: Frame, offset: usize, bytes: &[u8]) {
     // SAFETY: `offset + length` is within the frame, which is mapped DRAM that no Rust object lies in: frames are handed to
     // guests by `stage2`'s ownership table, which excludes all that EL2 itself uses.
     unsafe { copy_bytes(data_view(frame).add(offset), bytes.as_ptr(), length) };
+}
+
+/// Returns where `frames` begin and end in a view that lies `view` above physical addresses.
+const fn lines(frames: FrameRange, view: u64) -> (u64, u64) {
+    let at = frames.start.addr().get() + view;
+    (at, at + frames.bytes())
+}
+
+/// Cleans the data lines of `frames` to the point of coherency. Does not wait.
+pub(super) fn clean_lines_to_poc(frames: FrameRange, step: u64) {
+    let (at, end) = lines(frames, 0);
+    // SAFETY: frames are mapped DRAM; cleaning changes nothing that Rust sees.
+    unsafe { dc_cvac(at, end, step) };
 }
 
 /// Writes a tag to the first granule of `frame`, reads it back, and zeroes it.
@@ -94,16 +115,6 @@ impl El2 {
         }
         isb(SY);
     }
-
-    /// Applies `operation` (a cache maintenance instruction by VA) to each line of `frames` in the given view.
-    pub(super) fn each_line(frames: FrameRange, view: u64, step: u64, operation: impl Fn(u64)) {
-        let mut at = frames.start.addr().get() + view;
-        let end = at + frames.bytes();
-        while at < end {
-            operation(at);
-            at += step;
-        }
-    }
 }
 
 impl Tlb for El2 {
@@ -115,6 +126,10 @@ impl Tlb for El2 {
             instruction!("tlbi vmalle1is");
             dsb(ISH);
         });
+    }
+
+    fn invalidate_block(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
+        self.invalidate_page(vmid, root, ipa);
     }
 
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame) {
@@ -133,19 +148,25 @@ impl Tlb for El2 {
 
 impl TagCache for El2 {
     fn clean_invalidate_data(&mut self, frames: FrameRange) {
-        Self::each_line(frames, 0, self.data_line, |at| instruction!("dc civac", at));
+        let (at, end) = lines(frames, 0);
+        // SAFETY: frames are mapped DRAM; cleaning and invalidating changes nothing that Rust sees.
+        unsafe { dc_civac(at, end, self.data_line) };
     }
 
     fn clean_invalidate_tags(&mut self, frames: FrameRange) {
-        // DC CIGVAC, by its encoding: the assembler knows the name only with MTE.
-        Self::each_line(frames, TAGGED_ALIAS, self.tag_line, |at| {
-            instruction!("sys #3, c7, c14, #3", at)
-        });
+        let (at, end) = lines(frames, TAGGED_ALIAS);
+        // SAFETY: the Tagged view of tagged memory is mapped; as above.
+        unsafe { dc_cigvac(at, end, self.tag_line) };
     }
 
     fn zero_tags(&mut self, frame: Frame) {
         // SAFETY: the Tagged view of a taggable frame is mapped; STGM writes tags only, and those of a whole frame.
         unsafe { zero_frame_tags(tag_view(frame), self.tag_step) };
+    }
+
+    fn copy_tags(&mut self, from: Frame, to: Frame) {
+        // SAFETY: as above, for both frames.
+        unsafe { copy_frame_tags(tag_view(to), tag_view(from), self.tag_step) };
     }
 
     fn tags_are_zero(&mut self, frame: Frame) -> bool {
@@ -159,14 +180,45 @@ impl TagCache for El2 {
 }
 
 impl FrameCopy for El2 {
-    fn zero(&mut self, frame: Frame) {
-        // SAFETY: the frame is mapped DRAM and nobody's Rust object; DC ZVA's block size divides a page.
-        unsafe { zero_frame(data_view(frame), self.zva_bytes) };
+    fn zero_frames(&mut self, frames: FrameRange) {
+        let (at, end) = lines(frames, 0);
+        // SAFETY: the frames are mapped DRAM and nobody's Rust object; DC ZVA's block size divides a page.
+        unsafe {
+            match self.zva_bytes {
+                0 => zero_words(at, end),
+                step => dc_zva(at, end, step),
+            }
+        }
     }
 
     fn copy(&mut self, from: Frame, to: Frame) {
         // SAFETY: both frames are mapped DRAM and nobody's Rust objects; different frames do not overlap.
         unsafe { copy_bytes(data_view(to), data_view(from), PAGE_SIZE as usize) };
+    }
+
+    fn exchange(&mut self, one: Frame, other: Frame) {
+        // SAFETY: as above.
+        unsafe { exchange_frames(data_view(one), data_view(other)) };
+    }
+
+    fn sync_code(&mut self, frame: Frame) {
+        let (at, end) = lines(FrameRange::new(frame, 1), 0);
+        if !self.idc {
+            // SAFETY: the frame is mapped DRAM; cleaning changes nothing that Rust sees.
+            unsafe { dc_cvau(at, end, self.data_line) };
+        }
+        dsb(ISH);
+        if !self.dic {
+            if self.pipt {
+                // SAFETY: as above; invalidated instructions are fetched again.
+                unsafe { ic_ivau(at, end, self.instruction_line) };
+            } else {
+                // The guest's addresses, under which a line may lie, are not known.
+                instruction!("ic ialluis");
+            }
+            dsb(ISH);
+        }
+        isb(SY);
     }
 }
 
@@ -174,39 +226,70 @@ global_asm!(
     r#"
     .arch_extension memtag
     .text
-    // x0 = frame, x1 = bytes of DC ZVA, or 0 where it is prohibited
-zero_frame:
-    add     x2, x0, #4096
-    cbz     x1, 2f
-1:  dc      zva, x0
-    add     x0, x0, x1
-    cmp     x0, x2
+
+    // A function that applies an instruction to each line of whole frames: x0 = first line, x1 = end, x2 = bytes of a
+    // line, a power of 2. Lines of up to 128 bytes cost 2 instructions each, and 2 for 32 of them.
+    .macro  each_line name:req, operation:vararg
+    .globl  \name
+\name:
+    cmp     x0, x1
+    b.hs    3f
+    cmp     x2, #128
+    b.hi    2f
+1:  .rept   32
+    \operation, x0
+    add     x0, x0, x2
+    .endr
+    cmp     x0, x1
     b.lo    1b
     ret
-2:  stp     xzr, xzr, [x0], #16
-    cmp     x0, x2
+2:  \operation, x0
+    add     x0, x0, x2
+    cmp     x0, x1
     b.lo    2b
-    ret
-    .globl  zero_frame
+3:  ret
+    .endm
+
+    each_line dc_civac, dc civac
+    // DC CIGVAC, by its encoding: the assembler knows the name only with MTE.
+    each_line dc_cigvac, sys #3, c7, c14, #3
+    each_line dc_cvac, dc cvac
+    each_line dc_cvau, dc cvau
+    each_line ic_ivau, ic ivau
+    each_line dc_zva, dc zva
+    .purgem each_line
+
+    // x0 = first byte, x1 = end of whole frames
+    .globl  zero_words
+zero_words:
+    cmp     x0, x1
+    b.hs    2f
+1:  stp     xzr, xzr, [x0], #64
+    stp     xzr, xzr, [x0, #-48]
+    stp     xzr, xzr, [x0, #-32]
+    stp     xzr, xzr, [x0, #-16]
+    cmp     x0, x1
+    b.lo    1b
+2:  ret
 
     // x0 = to, x1 = from, x2 = bytes
     .globl  copy_bytes
 copy_bytes:
-    subs    x2, x2, #64
+    subs    x2, x2, #128
     b.lo    2f
-1:  ldp     x4, x5, [x1]
-    ldp     x6, x7, [x1, #16]
-    ldp     x8, x9, [x1, #32]
-    ldp     x10, x11, [x1, #48]
-    stp     x4, x5, [x0]
-    stp     x6, x7, [x0, #16]
-    stp     x8, x9, [x0, #32]
-    stp     x10, x11, [x0, #48]
-    add     x1, x1, #64
-    add     x0, x0, #64
-    subs    x2, x2, #64
+1:  .rept   2
+    ldp     x4, x5, [x1], #64
+    ldp     x6, x7, [x1, #-48]
+    ldp     x8, x9, [x1, #-32]
+    ldp     x10, x11, [x1, #-16]
+    stp     x4, x5, [x0], #64
+    stp     x6, x7, [x0, #-48]
+    stp     x8, x9, [x0, #-32]
+    stp     x10, x11, [x0, #-16]
+    .endr
+    subs    x2, x2, #128
     b.hs    1b
-2:  adds    x2, x2, #64
+2:  adds    x2, x2, #128
     b.eq    4f
 3:  ldrb    w4, [x1], #1
     strb    w4, [x0], #1
@@ -214,27 +297,66 @@ copy_bytes:
     b.ne    3b
 4:  ret
 
-    // x0 = Tagged view of a frame, x1 = bytes whose tags one STGM writes
-    .globl  zero_frame_tags
-zero_frame_tags:
-    add     x2, x0, #4096
-1:  stgm    xzr, [x0]
-    add     x0, x0, x1
-    cmp     x0, x2
-    b.lo    1b
+    // x0, x1 = two frames
+    .globl  exchange_frames
+exchange_frames:
+    ldp     x2, x3, [x0]
+    ldp     x4, x5, [x0, #16]
+    ldp     x6, x7, [x0, #32]
+    ldp     x8, x9, [x0, #48]
+    ldp     x10, x11, [x1]
+    ldp     x12, x13, [x1, #16]
+    ldp     x14, x15, [x1, #32]
+    ldp     x16, x17, [x1, #48]
+    stp     x2, x3, [x1], #64
+    stp     x4, x5, [x1, #-48]
+    stp     x6, x7, [x1, #-32]
+    stp     x8, x9, [x1, #-16]
+    stp     x10, x11, [x0], #64
+    stp     x12, x13, [x0, #-48]
+    stp     x14, x15, [x0, #-32]
+    stp     x16, x17, [x0, #-16]
+    tst     x0, #0xfff
+    b.ne    exchange_frames
     ret
 
-    // x0 = Tagged view of a frame, x1 = bytes whose tags one LDGM reads; returns all tags or'ed
+    // x0 = Tagged view of a frame, x1 = bytes whose tags one STGM writes: at most 256
+    .globl  zero_frame_tags
+zero_frame_tags:
+    .rept   16
+    stgm    xzr, [x0]
+    add     x0, x0, x1
+    .endr
+    tst     x0, #0xfff
+    b.ne    zero_frame_tags
+    ret
+
+    // x0, x1 = Tagged views of the frame written and of the one read, x2 = bytes whose tags one LDGM reads: at most 256
+    .globl  copy_frame_tags
+copy_frame_tags:
+    .rept   8
+    ldgm    x3, [x1]
+    stgm    x3, [x0]
+    add     x0, x0, x2
+    add     x1, x1, x2
+    .endr
+    tst     x0, #0xfff
+    b.ne    copy_frame_tags
+    ret
+
+    // x0 = Tagged view of a frame, x1 = bytes whose tags one LDGM reads: at most 256; returns 0 if all tags are 0
     .globl  frame_tags
 frame_tags:
-    add     x2, x0, #4096
     mov     x3, xzr
-1:  ldgm    x4, [x0]
+1:  .rept   4
+    ldgm    x4, [x0]
     orr     x3, x3, x4
     add     x0, x0, x1
-    cmp     x0, x2
-    b.lo    1b
-    mov     x0, x3
+    .endr
+    cbnz    x3, 2f
+    tst     x0, #0xfff
+    b.ne    1b
+2:  mov     x0, x3
     ret
 
     // x0 = Tagged view of a granule; returns the tag read back after writing 6

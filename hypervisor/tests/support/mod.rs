@@ -197,6 +197,9 @@ impl Tlb for FakeCpu {
     fn invalidate_page(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
         self.sim.invalidate_page(vmid, root, ipa);
     }
+    fn invalidate_block(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
+        self.sim.invalidate_block(vmid, root, ipa);
+    }
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame) {
         self.sim.invalidate_vm(vmid, root);
     }
@@ -215,6 +218,9 @@ impl TagCache for FakeCpu {
     fn zero_tags(&mut self, frame: Frame) {
         self.sim.zero_tags(frame);
     }
+    fn copy_tags(&mut self, from: Frame, to: Frame) {
+        self.sim.copy_tags(from, to);
+    }
     fn tags_are_zero(&mut self, frame: Frame) -> bool {
         self.sim.tags_are_zero(frame)
     }
@@ -224,11 +230,17 @@ impl TagCache for FakeCpu {
 }
 
 impl FrameCopy for FakeCpu {
-    fn zero(&mut self, frame: Frame) {
-        self.sim.zero(frame);
+    fn zero_frames(&mut self, frames: FrameRange) {
+        self.sim.zero_frames(frames);
     }
     fn copy(&mut self, from: Frame, to: Frame) {
         self.sim.copy(from, to);
+    }
+    fn exchange(&mut self, one: Frame, other: Frame) {
+        self.sim.exchange(one, other);
+    }
+    fn sync_code(&mut self, frame: Frame) {
+        self.sim.sync_code(frame);
     }
 }
 
