@@ -147,7 +147,7 @@ impl SimMachine {
 
     /// A CPU translates an address of its guest ahead. Of entries that are not published, its walker
     /// may see the old or the new.
-    fn translate_ahead(&mut self) {
+    pub(super) fn translate_ahead(&mut self) {
         let cpus: Vec<usize> = self.cpus.keys().copied().collect();
         let Some(cpu) = self.pick(&cpus) else { return };
         let own = core::mem::replace(&mut self.on, cpu);
@@ -155,8 +155,7 @@ impl SimMachine {
             && let Some(ipa) = self.pick(&pages)
         {
             let entry = self.walk_with(guest.root, ipa, |sim, table, index| {
-                let old = sim.unpublished.get(&(table, index)).copied();
-                match old {
+                match sim.before(table, index) {
                     Some(old) if sim.roll(2) == 0 => old,
                     _ => sim.read(table, index),
                 }

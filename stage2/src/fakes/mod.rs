@@ -25,11 +25,11 @@ use alloc::vec::Vec;
 
 use self::adversary::Adversary;
 use self::cache::Caches;
-use self::memory::Memory;
+use self::memory::{Memory, Page};
 pub use self::sabotage::Sabotage;
 use self::stores::{Store, Value};
 pub use self::tlb::TlbEntry;
-use self::tlb::{BLOCK_PAGES, Cpu, Tlbi};
+use self::tlb::{BLOCK_PAGES, Cpu, PendingTlbi};
 use crate::addr::{Frame, FrameRange, Ipa, PhysAddr};
 use crate::descriptor::Vmid;
 use crate::region::TagRegionDesc;
@@ -133,11 +133,13 @@ pub struct SimMachine {
     cpus: BTreeMap<usize, Cpu>,
     /// The CPU of whatever is done next, by a guest or by EL2.
     on: usize,
-    pending_tlbi: Vec<(Tlbi, Option<usize>)>,
+    pending_tlbi: Vec<PendingTlbi>,
     stores: Vec<Store>,
     hold_store: bool,
     /// Table entries that walkers may or may not see yet, and what they were before.
     unpublished: BTreeMap<(Frame, usize), u64>,
+    /// The same for whole tables: nobody can have a link to them.
+    cleared: BTreeMap<Frame, Page>,
     /// Frames whose data or tags were written and not waited for.
     invisible: BTreeSet<Frame>,
     /// Frames that data was copied to, which instruction fetches may not see.
@@ -226,7 +228,9 @@ impl SimMachine {
         self.tick();
         self.land_stores_of_guest(guest, ipa);
         self.note_access(guest, ipa);
-        self.translate(guest, ipa)
+        let entry = self.translate(guest, ipa)?;
+        self.note_frame(entry.frame());
+        Ok(entry)
     }
 
     fn access_tags(&mut self, guest: SimGuest, ipa: Ipa) -> Result<Option<PhysAddr>, SimFault> {
@@ -251,16 +255,19 @@ impl SimMachine {
         }
     }
 
-    /// Whether a table was cleared and not published: nobody can have a link to it.
-    fn is_fresh(&self, table: Frame) -> bool {
-        [0, 511]
-            .iter()
-            .all(|&index| self.unpublished.contains_key(&(table, index)))
+    /// What an entry was that walkers may not see as it is; none if they do.
+    fn before(&self, table: Frame, index: usize) -> Option<u64> {
+        let cleared = self.cleared.get(&table);
+        let entry = cleared.and_then(|page| page.as_chunks().0.get(index));
+        entry
+            .map(|raw| u64::from_le_bytes(*raw))
+            .or_else(|| self.unpublished.get(&(table, index)).copied())
     }
 
     /// `DSB ISHST`: stores are visible, to walkers too.
     fn dsb_of_stores(&mut self) {
         self.unpublished.clear();
+        self.cleared.clear();
         self.invisible.clear();
         self.step(Step::Publish);
     }
@@ -268,6 +275,10 @@ impl SimMachine {
     /// `DSB ISH`: besides, TLBIs and maintenance are done, and what they had to wait for.
     fn dsb(&mut self) {
         self.finish_pending();
+        // A TLBI does not wait for entries that were written before it.
+        if !self.unpublished.is_empty() {
+            (0..self.roll(16)).for_each(|_| self.translate_ahead());
+        }
         self.dsb_of_stores();
     }
 

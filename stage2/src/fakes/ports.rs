@@ -36,10 +36,7 @@ impl TableMemory for SimMachine {
         }
         self.must_be_unreachable(table);
         let old = core::mem::replace(self.memory.page(table), Box::new([0; PAGE_SIZE as usize]));
-        for (index, raw) in old.as_chunks().0.iter().enumerate() {
-            let old = u64::from_le_bytes(*raw);
-            self.unpublished.entry((table, index)).or_insert(old);
-        }
+        self.cleared.entry(table).or_insert(old);
         self.step(Step::ClearTable(table));
     }
 }
@@ -57,7 +54,8 @@ impl SimMachine {
                 .push(BrokenRule::MadeOverLiveTlbEntry(table, index));
         }
         let target = Frame::containing(PhysAddr::new(raw & OUTPUT_ADDRESS));
-        if self.is_fresh(target) && !self.is_fresh(table) {
+        let fresh = |table| self.cleared.contains_key(&table);
+        if fresh(target) && !fresh(table) {
             self.broken.push(BrokenRule::LinkedBeforePublished(target));
         }
         // A table is never among these: it is cleared, not zeroed.
@@ -72,13 +70,17 @@ impl SimMachine {
         self.broken.extend(stale.map(BrokenRule::StaleCodeMapped));
     }
 
-    /// Runs TLBIs for a VM: `steps`, each with a `DSB` behind it, and the repeat.
-    fn invalidate(&mut self, vmid: Vmid, root: Frame, steps: &[Tlbi]) {
+    /// Runs TLBIs for a VM, each with a `DSB` behind it, and the repeat.
+    fn invalidate(&mut self, vmid: Vmid, root: Frame, tlbis: &[Tlbi]) {
         if !self.is(Sabotage::NoDsbBeforeTlbi) {
             self.dsb_of_stores();
         }
+        let vmid = match self.is(Sabotage::WrongVmid) {
+            true => Vmid(vmid.0 ^ 0x8000),
+            false => vmid,
+        };
         let own = self.load_vttbr(Some((vmid, root)));
-        for &tlbi in steps {
+        for &tlbi in tlbis {
             self.issue(tlbi);
         }
         if self.erratum && !self.is(Sabotage::NoRepeat) {
@@ -88,31 +90,13 @@ impl SimMachine {
     }
 
     fn issue(&mut self, tlbi: Tlbi) {
-        let skip = match tlbi {
-            _ if self.is(Sabotage::NoTlbi) => true,
-            Tlbi::Stage1(_) => self.is(Sabotage::NoStage1Tlbi),
-            _ => false,
-        };
-        if !skip {
+        let stage1 = matches!(tlbi, Tlbi::Stage1);
+        if !(self.is(Sabotage::NoTlbi) || stage1 && self.is(Sabotage::NoStage1Tlbi)) {
             let broadcast = !self.is(Sabotage::LocalTlbi);
             self.tlbi(tlbi, broadcast);
-            self.step(match tlbi {
-                Tlbi::Ipa(vmid, ipa) => Step::TlbiIpa(vmid, ipa),
-                Tlbi::Stage1(vmid) => Step::TlbiStage1(vmid),
-                Tlbi::All(vmid) => Step::TlbiAll(vmid),
-                Tlbi::Repeat => Step::TlbiRepeat,
-            });
         }
         if !self.is(Sabotage::NoDsbAfterTlbi) {
             self.dsb();
-        }
-    }
-
-    /// The VMID that a TLBI will act on.
-    fn victim(&self, vmid: Vmid) -> Vmid {
-        match self.is(Sabotage::WrongVmid) {
-            true => Vmid(vmid.0 ^ 0x8000),
-            false => vmid,
         }
     }
 
@@ -126,8 +110,7 @@ impl SimMachine {
 
 impl Tlb for SimMachine {
     fn invalidate_page(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
-        let vmid = self.victim(vmid);
-        self.invalidate(vmid, root, &[Tlbi::Ipa(vmid, ipa), Tlbi::Stage1(vmid)]);
+        self.invalidate(vmid, root, &[Tlbi::Ipa(ipa), Tlbi::Stage1]);
     }
 
     fn invalidate_block(&mut self, vmid: Vmid, root: Frame, ipa: Ipa) {
@@ -135,8 +118,7 @@ impl Tlb for SimMachine {
     }
 
     fn invalidate_vm(&mut self, vmid: Vmid, root: Frame) {
-        let vmid = self.victim(vmid);
-        self.invalidate(vmid, root, &[Tlbi::All(vmid)]);
+        self.invalidate(vmid, root, &[Tlbi::All]);
     }
 
     fn publish(&mut self) {

@@ -93,15 +93,15 @@ impl SimMachine {
         }
     }
 
-    pub(super) fn doom_stores(&mut self, tlbi: Tlbi, reached: impl Fn(usize) -> bool) {
+    pub(super) fn doom_stores(&mut self, vmid: Vmid, tlbi: Tlbi, reached: impl Fn(usize) -> bool) {
         for store in self.stores.iter_mut().filter(|store| reached(store.cpu)) {
             match tlbi {
-                // The store may have been translated by a combined entry.
-                Tlbi::Ipa(..) => {}
-                Tlbi::Stage1(vmid) | Tlbi::All(vmid) if vmid != store.vmid => {}
-                Tlbi::Stage1(_) | Tlbi::All(_) => store.doom = store.doom.max(Doom::Invalidated),
+                Tlbi::Stage1 | Tlbi::All if store.vmid == vmid => {
+                    store.doom = store.doom.max(Doom::Invalidated);
+                }
                 Tlbi::Repeat if store.doom == Doom::Escaped => store.doom = Doom::Repeated,
-                Tlbi::Repeat => {}
+                // The store may have been translated by a combined entry, which TLBI IPAS2E1 leaves.
+                Tlbi::Ipa(_) | Tlbi::Stage1 | Tlbi::All | Tlbi::Repeat => {}
             }
         }
     }

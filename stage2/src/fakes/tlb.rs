@@ -79,13 +79,21 @@ pub(super) struct Cpu {
     pub(super) guest: Option<(SimGuest, Vec<Ipa>)>,
 }
 
-/// A TLBI that no `DSB` has waited for.
+/// A TLBI. It acts on the VMID that is loaded.
 #[derive(Clone, Copy)]
 pub(super) enum Tlbi {
-    Ipa(Vmid, Ipa),
-    Stage1(Vmid),
-    All(Vmid),
+    Ipa(Ipa),
+    Stage1,
+    All,
     Repeat,
+}
+
+/// A TLBI that no `DSB` has waited for.
+pub(super) struct PendingTlbi {
+    vmid: Vmid,
+    tlbi: Tlbi,
+    /// The CPU that it is for; none: all.
+    only: Option<usize>,
 }
 
 fn find(entries: &Entries, vmid: Vmid, page: u64) -> Option<TlbEntry> {
@@ -105,9 +113,9 @@ impl Cpu {
         all.map(|(&(vmid, page, _), &entry)| (vmid, Ipa::new(page * PAGE_SIZE), entry))
     }
 
-    fn drop_entries(&mut self, tlbi: Tlbi) {
+    fn drop_entries(&mut self, vmid: Vmid, tlbi: Tlbi) {
         match tlbi {
-            Tlbi::Ipa(vmid, ipa) => {
+            Tlbi::Ipa(ipa) => {
                 let page = ipa.get() / PAGE_SIZE;
                 self.stage2.retain(|&(of, first, pages), entry| {
                     let same_block = first / BLOCK_PAGES == page / BLOCK_PAGES;
@@ -115,8 +123,8 @@ impl Cpu {
                     of != vmid || !(hit || entry.of_block && same_block)
                 });
             }
-            Tlbi::Stage1(vmid) => self.combined.retain(|key, _| key.0 != vmid),
-            Tlbi::All(vmid) => {
+            Tlbi::Stage1 => self.combined.retain(|key, _| key.0 != vmid),
+            Tlbi::All => {
                 self.combined.retain(|key, _| key.0 != vmid);
                 self.stage2.retain(|key, _| key.0 != vmid);
                 self.guest.take_if(|(guest, _)| guest.vmid == vmid);
@@ -171,7 +179,7 @@ impl SimMachine {
 
     fn walk(&mut self, root: Frame, ipa: Ipa) -> Option<TlbEntry> {
         self.walk_with(root, ipa, |sim, table, index| {
-            if sim.unpublished.contains_key(&(table, index)) {
+            if sim.before(table, index).is_some() {
                 sim.broken.push(BrokenRule::UnpublishedEntry(table, index));
             }
             sim.read(table, index)
@@ -229,21 +237,30 @@ impl SimMachine {
         core::mem::replace(&mut self.cpu().vttbr, vttbr)
     }
 
-    /// Begins a TLBI, on all CPUs or on this one alone.
+    /// Begins a TLBI for the VM that this CPU has loaded, on all CPUs or on this one alone.
     pub(super) fn tlbi(&mut self, tlbi: Tlbi, broadcast: bool) {
+        let Some((vmid, _)) = self.cpu().vttbr else {
+            return;
+        };
         let only = (!broadcast).then_some(self.on);
-        self.pending_tlbi.push((tlbi, only));
+        self.pending_tlbi.push(PendingTlbi { vmid, tlbi, only });
+        self.step(match tlbi {
+            Tlbi::Ipa(ipa) => Step::TlbiIpa(vmid, ipa),
+            Tlbi::Stage1 => Step::TlbiStage1(vmid),
+            Tlbi::All => Step::TlbiAll(vmid),
+            Tlbi::Repeat => Step::TlbiRepeat,
+        });
     }
 
     /// Does a TLBI, at any moment until the `DSB`.
     pub(super) fn finish_tlbi(&mut self, number: usize) {
-        let (tlbi, only) = self.pending_tlbi.remove(number);
+        let PendingTlbi { vmid, tlbi, only } = self.pending_tlbi.remove(number);
         let reached = |cpu: usize| only.is_none_or(|only| only == cpu);
         for (&number, cpu) in &mut self.cpus {
             if reached(number) {
-                cpu.drop_entries(tlbi);
+                cpu.drop_entries(vmid, tlbi);
             }
         }
-        self.doom_stores(tlbi, reached);
+        self.doom_stores(vmid, tlbi, reached);
     }
 }
