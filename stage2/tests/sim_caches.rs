@@ -191,7 +191,7 @@ fn data_and_tag_lines_are_maintained_in_any_order_without_a_dsb_between() {
         sim.synchronize();
         sim.ldg(GUEST, ipa(0)).unwrap()
     };
-    let tries = || 0..20 * SEEDS;
+    let tries = || 0..5 * SEEDS;
     assert!(tries().any(|seed| read(seed, false) == 1));
     assert!(tries().all(|seed| read(seed, true) == 0));
 }

@@ -160,19 +160,19 @@ impl SimMachine {
 
     /// Brings a frame of tag storage into the caches, as data: an access or speculation.
     pub(super) fn fetch_data(&mut self, frame: Frame) {
-        if self.is_cached() && self.memory.is_storage(frame) {
+        let held = self.caches.data.contains_key(&frame);
+        if self.is_cached() && !held && self.memory.is_storage(frame) {
             let page = self.memory.page(frame).clone();
-            let lines = &mut self.caches.data;
-            lines.entry(frame).or_insert_with(|| Line::clean(page));
+            self.caches.data.insert(frame, Line::clean(page));
         }
     }
 
     /// Brings the tags of a frame into the caches: an access or speculation by EL2's Tagged map.
     pub(super) fn fetch_tags(&mut self, frame: Frame) {
-        if self.is_cached() && self.memory.is_taggable(frame) {
+        let held = self.caches.tags.contains_key(&frame);
+        if self.is_cached() && !held && self.memory.is_taggable(frame) {
             let tags = self.memory.tags(frame);
-            let lines = &mut self.caches.tags;
-            lines.entry(frame).or_insert_with(|| Line::clean(tags));
+            self.caches.tags.insert(frame, Line::clean(tags));
         }
     }
 

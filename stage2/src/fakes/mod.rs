@@ -30,7 +30,7 @@ pub use self::sabotage::Sabotage;
 use self::stores::{Store, Value};
 pub use self::tlb::TlbEntry;
 use self::tlb::{BLOCK_PAGES, Cpu, PendingTlbi};
-use crate::addr::{Frame, FrameRange, Ipa, PhysAddr};
+use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
 use crate::descriptor::Vmid;
 use crate::region::TagRegionDesc;
 
@@ -186,7 +186,7 @@ impl SimMachine {
     pub fn frame_is(&self, frame: Frame, value: u8) -> bool {
         self.memory
             .written(frame)
-            .is_some_and(|page| page.iter().all(|&byte| byte == value))
+            .is_some_and(|page| **page == [value; PAGE_SIZE as usize])
     }
 
     /// Sets all bytes of `frame` in memory, as somebody else's data: past all caches.
