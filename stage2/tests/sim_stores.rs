@@ -107,6 +107,16 @@ fn with_the_erratum_only_the_repeat_waits_for_a_store() {
 }
 
 #[test]
+fn a_repeat_without_a_dsb_before_it_waits_for_nothing() {
+    let mut sim = storing(with_tables(machine()).with_erratum());
+    sim.sabotage(Sabotage::NoDsbAfterTlbi);
+    break_page(&mut sim, 0);
+    sim.sabotage(None);
+    sim.synchronize();
+    assert_eq!(sim.byte(frame(0).addr()), OLD);
+}
+
+#[test]
 fn a_machine_without_the_erratum_needs_no_repeat() {
     let mut sim = storing(with_tables(machine()));
     sim.take_log();
