@@ -368,6 +368,8 @@ impl Vgic {
             && let Some(bank) = self.banks.get_mut(vcpu)
         {
             bank.owe(physical);
+            // Only its own CPU can do it.
+            self.mark(vcpu as u8, true);
         }
     }
 

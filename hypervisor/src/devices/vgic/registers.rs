@@ -137,6 +137,26 @@ impl BitKind {
 }
 
 impl Vgic {
+    /// Says whether what is read there depends on list registers of more than one virtual CPU: it is right only if all that run
+    /// have been [synchronized](Self::sync).
+    pub fn reads_list_registers(&self, frame: VgicFrame, offset: u64) -> bool {
+        let offset = match frame {
+            VgicFrame::Dist => Some(offset),
+            VgicFrame::Redist(_) => offset.checked_sub(SGI_BASE),
+        };
+        let kind = offset.and_then(BitKind::decode);
+        let dynamic = matches!(
+            kind,
+            Some(
+                BitKind::SetPending
+                    | BitKind::ClearPending
+                    | BitKind::SetActive
+                    | BitKind::ClearActive
+            )
+        );
+        dynamic && self.banks.len() > 1
+    }
+
     /// Reads `size` bytes (1, 2, 4 or 8) at `offset` of a frame.
     pub fn read(&self, frame: VgicFrame, offset: u64, size: u8) -> u64 {
         if !is_natural(offset, size) {

@@ -208,6 +208,20 @@ fn a_physical_interrupt_the_guest_will_not_end_is_left_to_us() {
 }
 
 #[test]
+fn what_is_owed_to_the_physical_gic_is_told_to_the_cpu_that_owes_it() {
+    let mut vgic = running(2);
+    let mut cpu = Cpu::new(1, 4);
+    write_bit(&mut vgic, 1, ICENABLER, 27);
+    vgic.raise_hw_ppi(1, 27, 27);
+    cpu.update(&mut vgic);
+    vgic.take_kicks();
+    write_bit(&mut vgic, 1, ICPENDR, 27);
+    assert!(vgic.is_stale(1), "it is in no list register");
+    assert_eq!(vgic.take_kicks(), 1 << 1);
+    assert_eq!(vgic.take_deactivations(1), 1 << 27);
+}
+
+#[test]
 fn clearing_the_active_state_by_register_deactivates_the_physical_interrupt() {
     let mut vgic = running(2);
     let mut cpu = Cpu::new(0, 4);
