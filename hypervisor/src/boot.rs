@@ -2,14 +2,16 @@
 //!
 //! Each step either leaves the machine ready for the next or ends in one line that says what is wrong and what to do.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use platform::features::{CpuFeatures, NoMteReason, StaticReason, TagSupport};
-use platform::gic::{CpuInterface, Distributor, Redistributor};
+use platform::features::{NoMteReason, StaticReason, TagSupport};
+use platform::gic::{CpuInterface, Distributor, GicError, Redistributor};
+use platform::mmio::Mmio;
 use platform::pl011::Pl011;
 use platform::smccc::Firmware;
 use platform::{Machine, fdt};
@@ -22,10 +24,12 @@ use crate::arch::linear::{AddressSpace, Kind};
 use crate::arch::{self, FALLBACK_UART};
 use crate::bundle::Bundle;
 use crate::config::{Config, PolicyChoice};
-use crate::layout::{Layout, Loaded};
+use crate::cpus::{Cpus, Survey, release};
+use crate::layout::{Layout, Loaded, without};
 use crate::output::{CONSOLE, init_logger, line};
 use crate::report::{MachineInfo, RegionInfo};
-use crate::run::{Facts, Hypervisor, Interrupts, Parts};
+use crate::run::{Facts, Hypervisor, Interrupts, Parts, Shared, ThisCpu, run};
+use crate::stacks::Stacks;
 use crate::vm::{Board, policy_name};
 
 /// A line for the person at the console: boot cannot go on.
@@ -47,7 +51,7 @@ pub fn start(dtb: u64) -> ! {
         }
     };
     match prepare(dtb, &machine) {
-        Ok(hypervisor) => hypervisor.run(),
+        Ok((shared, cpu)) => run(shared, cpu),
         Err(Fatal(text)) => fatal(&text),
     }
 }
@@ -59,14 +63,15 @@ fn fatal(text: &str) -> ! {
 
 /// Powers the machine off; where firmware cannot, parks this CPU.
 pub fn power_off() -> ! {
-    match FIRMWARE.get() {
+    match firmware() {
         Some(firmware) => {
             let _ = firmware.system_off();
         }
         None => {
             // No device tree has said how. SMC is the one way that leaves EL2; where nobody answers it, it is undefined and
             // ends in `panic`, quietly.
-            PANICS.store(SILENT, Ordering::Relaxed);
+            PANICKED.store(cpu::mpidr(), Ordering::Relaxed);
+            SILENT.store(true, Ordering::Relaxed);
             let _ = Firmware::assumed().system_off();
         }
     }
@@ -74,6 +79,11 @@ pub fn power_off() -> ! {
 }
 
 static FIRMWARE: spin::Once<Firmware> = spin::Once::new();
+
+/// The firmware that the device tree names.
+pub fn firmware() -> Option<&'static Firmware> {
+    FIRMWARE.get()
+}
 
 fn read_dtb(dtb: u64) -> Result<Machine, Fatal> {
     fdt::check_address(dtb)?;
@@ -113,7 +123,7 @@ fn range(of: platform::MemRange) -> Range<u64> {
     of.base()..of.end()
 }
 
-fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
+fn prepare(dtb: u64, machine: &Machine) -> Result<(&'static Shared, ThisCpu), Fatal> {
     open_console(machine.uart.as_ref().map(|uart| range(uart.range)));
     find_firmware(machine);
     banner(machine);
@@ -123,32 +133,41 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
         bundle: machine.initrd.map(range),
     };
     let layout = Layout::new(machine, &loaded)?;
-    activate_map(machine, &layout)?;
+    let root = activate_map(machine, &layout)?;
     arch::grow_heap(&layout);
     for refused in &layout.refused {
         log::warn!("{refused}");
     }
-    let hw = cpu::id_regs();
-    let features = CpuFeatures::new(&cpu::id_registers());
-    features.check_required()?;
+    // A tag that is written where nobody knows its storage may be written anywhere.
+    let probe = layout.tagged.first();
+    let probe = probe.filter(|_| machine.unknown_tag_storage().is_none());
+    let own = Survey::of_this_cpu(probe)?;
     let bundle = open_bundle(machine, &layout)?;
     let config = Config::parse(bundle.config())?;
     log::set_max_level(config.log);
-    let (cpu, support) = set_up_tags(machine, &features, &layout);
+    let interrupts = set_up_interrupts(machine)?;
+    let mut cpus = Cpus::new(own.clone());
+    cpus.start_others(machine, &layout, root, probe, |mpidr| {
+        CpuInterface::check_target(mpidr)?;
+        let redistributor = find_redistributor(machine, mpidr)?;
+        Ok(interrupts.of_other_cpu(redistributor))
+    });
+    let Survey { features, hw, .. } = cpus.all;
+    let support = tag_support(machine, &cpus.all, &layout);
     let mte = !matches!(support, TagSupport::NoMte(_));
     let policy = choose_policy(config.policy, &support)?;
     log::info!(
-        "policy={} mte={mte} mte_perm={}",
+        "policy={} mte={mte} mte_perm={} cpus={}",
         policy_name(policy),
-        features.mte_perm
+        features.mte_perm,
+        cpus.mpidrs.len()
     );
     log::debug!("{support}");
     let board = Board {
-        pmu_counters: cpu::pmu_counters(&hw),
         hw,
         mte,
         policy,
-        list_registers: cpu.interface.list_registers,
+        list_registers: cpus.all.interface.list_registers,
     };
     let facts = Facts {
         machine: MachineInfo {
@@ -165,17 +184,22 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<Hypervisor, Fatal> {
         regions: layout.regions,
         policy,
     })?;
-    let interrupts = set_up_interrupts(machine)?;
-    cpu.interface.deny_sre();
-    Ok(Hypervisor::new(Parts {
-        cpu,
+    cpu::set_up(mte);
+    let el2 = El2::new(&features, own.interface);
+    el2.interface.deny_sre();
+    let mut cpu = ThisCpu::new(0, el2, interrupts, &own.hw, mte);
+    let parts = Parts {
         board,
         memory,
-        interrupts,
+        cpus: cpus.mpidrs.clone(),
         facts,
         config,
         bundle,
-    }))
+    };
+    let hypervisor = Hypervisor::start(parts, &mut cpu);
+    let shared = Box::leak(Box::new(Shared::new(hypervisor)));
+    release(cpus.mpidrs, features, mte, shared);
+    Ok((shared, cpu))
 }
 
 fn find_firmware(machine: &Machine) {
@@ -187,8 +211,8 @@ fn find_firmware(machine: &Machine) {
     }
 }
 
-/// Maps all that there is.
-fn activate_map(machine: &Machine, layout: &Layout) -> Result<(), Fatal> {
+/// Maps all that there is, and returns what TTBR0_EL2 is then.
+fn activate_map(machine: &Machine, layout: &Layout) -> Result<u64, Fatal> {
     let mut space = AddressSpace::new();
     space.map_image().map_err(unmappable)?;
     let uart = machine.uart.iter().map(|uart| uart.range);
@@ -198,16 +222,18 @@ fn activate_map(machine: &Machine, layout: &Layout) -> Result<(), Fatal> {
     for device in gic.chain(uart) {
         space.map(range(device), Kind::Device).map_err(unmappable)?;
     }
-    for data in &layout.data {
-        space.map(data.clone(), Kind::Data).map_err(unmappable)?;
+    let guards: Vec<Range<u64>> = Stacks::in_range(&layout.stacks)
+        .flat_map(Stacks::guards)
+        .collect();
+    for data in without(&layout.data, &guards) {
+        space.map(data, Kind::Data).map_err(unmappable)?;
     }
     for tagged in &layout.tagged {
         space
             .map(tagged.clone(), Kind::Tagged)
             .map_err(unmappable)?;
     }
-    space.activate();
-    Ok(())
+    Ok(space.activate())
 }
 
 fn unmappable(bad: arch::linear::Unmappable) -> Fatal {
@@ -217,26 +243,22 @@ fn unmappable(bad: arch::linear::Unmappable) -> Fatal {
     ))
 }
 
-/// Sets this CPU up, and makes sure that tags work before anybody is promised any.
-fn set_up_tags(machine: &Machine, features: &CpuFeatures, layout: &Layout) -> (El2, TagSupport) {
-    let support = match features.tag_support(machine) {
+/// Decides what can be done with tags: what all CPUs can do, if tags work on each.
+fn tag_support(machine: &Machine, all: &Survey, layout: &Layout) -> TagSupport {
+    match all.features.tag_support(machine) {
+        no @ TagSupport::NoMte(_) => no,
+        _ if !all.tags_work => {
+            log::warn!(
+                "tags written at EL2 do not read back: firmware keeps SCR_EL3.ATA at 0; no guest gets MTE"
+            );
+            TagSupport::NoMte(NoMteReason::Firmware)
+        }
         // All regions were refused: their storage holds tags for ever.
         TagSupport::Lazy | TagSupport::EagerOnly if layout.regions.is_empty() => {
             TagSupport::StaticOnly(StaticReason::NoRegion)
         }
         support => support,
-    };
-    let mte = !matches!(support, TagSupport::NoMte(_));
-    cpu::set_up(mte);
-    let cpu = El2::new(features);
-    if !mte || cpu.tags_work(layout.tagged.first()) {
-        return (cpu, support);
     }
-    log::warn!(
-        "tags written at EL2 do not read back: firmware keeps SCR_EL3.ATA at 0; no guest gets MTE"
-    );
-    cpu::set_up(false);
-    (cpu, TagSupport::NoMte(NoMteReason::Firmware))
 }
 
 fn banner(machine: &Machine) {
@@ -312,24 +334,24 @@ fn regions(layout: &Layout) -> Vec<RegionInfo> {
         .collect()
 }
 
+fn registers(range: &platform::MemRange) -> Option<Mmio> {
+    arch::device(&(range.base()..range.end()))
+}
+
+fn find_redistributor(machine: &Machine, mpidr: u64) -> Result<Redistributor, GicError> {
+    let regions = machine.gic.redistributors.iter().filter_map(registers);
+    Redistributor::find(regions, machine.gic.stride, mpidr)
+}
+
+/// Sets up the distributor and this CPU's part of the GIC.
 fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
-    let registers = |range: &platform::MemRange| {
-        arch::device(&(range.base()..range.end())).ok_or(Fatal(format!(
-            "the GIC's registers at {range} are misplaced"
-        )))
-    };
     let mpidr = cpu::mpidr();
-    let mut distributor = Distributor::new(registers(&machine.gic.distributor)?)?;
+    let range = &machine.gic.distributor;
+    let distributor = registers(range).ok_or(Fatal(format!(
+        "the GIC's registers at {range} are misplaced"
+    )))?;
+    let mut distributor = Distributor::new(distributor)?;
     distributor.init();
-    let frames: Vec<_> = machine
-        .gic
-        .redistributors
-        .iter()
-        .map(registers)
-        .collect::<Result<_, _>>()?;
-    let mut redistributor = Redistributor::find(frames, machine.gic.stride, mpidr)?;
-    redistributor.init();
-    CpuInterface::init();
     let needed = |interrupt: Option<platform::Interrupt>, what: &str| {
         interrupt.ok_or_else(|| {
             Fatal(format!(
@@ -337,44 +359,41 @@ fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
             ))
         })
     };
-    let virtual_timer = machine.timer.virt;
-    let hypervisor_timer = needed(
-        machine.timer.hyp,
-        "the EL2 physical timer (armv8-timer, 4th)",
-    )?;
-    let maintenance = needed(machine.gic.maintenance, "GIC maintenance")?;
-    for interrupt in [virtual_timer, hypervisor_timer, maintenance] {
-        redistributor.enable(interrupt)?;
-    }
     let uart = machine.uart.as_ref().and_then(|uart| uart.interrupt);
+    let mut interrupts = Interrupts {
+        redistributor: find_redistributor(machine, mpidr)?,
+        virtual_timer: machine.timer.virt,
+        hypervisor_timer: needed(
+            machine.timer.hyp,
+            "the EL2 physical timer (armv8-timer, 4th)",
+        )?,
+        maintenance: needed(machine.gic.maintenance, "GIC maintenance")?,
+        uart: uart.map(|interrupt| interrupt.intid),
+    };
+    interrupts.enable()?;
     if let Some(interrupt) = uart {
         distributor.enable(interrupt, mpidr)?;
     }
-    let interrupts = Interrupts {
-        redistributor,
-        // A PPI: below 32.
-        virtual_timer: virtual_timer.intid as u16,
-        hypervisor_timer: hypervisor_timer.intid,
-        maintenance: maintenance.intid,
-        uart: uart.map(|interrupt| interrupt.intid),
-    };
     Ok(interrupts)
 }
 
-/// Panics so far, or [`SILENT`].
-static PANICS: AtomicU32 = AtomicU32::new(0);
-const SILENT: u32 = 2;
+/// The CPU that panics, by MPIDR_EL1, which is never 0: bit 31 is RES1.
+static PANICKED: AtomicU64 = AtomicU64::new(0);
+/// It has nothing more to say.
+static SILENT: AtomicBool = AtomicBool::new(false);
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    match PANICS.fetch_add(1, Ordering::Relaxed) {
-        0 => {
+    let this = cpu::mpidr();
+    match PANICKED.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {
             arch::steal_console();
             line(format_args!("[tagvisor] PANIC {info}"));
             power_off()
         }
         // Even the message failed.
-        1 => power_off(),
-        _ => cpu::park(),
+        Err(first) if first == this && !SILENT.swap(true, Ordering::Relaxed) => power_off(),
+        // The machine is about to be powered off.
+        Err(_) => cpu::park(),
     }
 }

@@ -31,6 +31,11 @@ pub enum Next {
     Resume,
     /// The same, after its physical timer has been set anew.
     Rearm,
+    /// The same, after it has turned this vCPU on, which needs a CPU.
+    Started(usize),
+    /// Has the guest repeat its access, which is answered with [`Env::gathered`]: what other vCPUs have in list registers must be
+    /// known first.
+    Gather,
     /// Lets another vCPU run: this one waits, or is off, or gave way.
     Yield,
     /// Ends the VM.
@@ -81,6 +86,8 @@ pub struct Env<'a, C> {
     pub hw: &'a IdRegs,
     /// Takes a byte of the guest's UART.
     pub transmit: &'a mut dyn FnMut(&Vm, u8),
+    /// The virtual GIC knows what all other vCPUs of the VM have in list registers.
+    pub gathered: bool,
     /// Out: the page that the exit has mapped, or given tag access.
     pub mapped: Option<MappedPage>,
     /// The physical counter now.
@@ -260,6 +267,12 @@ fn tag_access<C: Cpu>(
 fn mmio<C: Cpu>(abort: &DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Option<Next> {
     let access = abort.access?;
     let target = vm.bus.find(abort.ipa()?, access.bytes)?;
+    if let Target::Gic(frame, offset) = target
+        && !(abort.write || env.gathered)
+        && vm.vgic.reads_list_registers(frame, offset)
+    {
+        return Some(Next::Gather);
+    }
     vm.exits.mmio += 1;
     if matches!(target, Target::Gic(..)) {
         sync_interrupts(vm, vcpu, env.cpu);
@@ -402,7 +415,7 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
                 target.power_on(entry, context);
             }
             vm.vgic.set_ppi_level(target, PHYSICAL_TIMER_INTID, false);
-            return Next::Yield;
+            return Next::Started(target);
         }
         Outcome::CpuOff => {
             state.power = VcpuPower::Off;

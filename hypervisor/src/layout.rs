@@ -8,6 +8,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
+use crate::life::MAX_CPUS;
+use crate::stacks::Stacks;
 use platform::{Machine, ReservedBy};
 use stage2::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use stage2::region::{Dram, MemoryMap, Occupant, Occupied, RegionError, TagRegion, TagRegionDesc};
@@ -65,6 +67,8 @@ pub struct Layout {
     pub refused: Vec<RefusedRegion>,
     /// Where the heap goes.
     pub heap: Range<u64>,
+    /// Where the stacks of all CPUs but one go; empty if there is no room.
+    pub stacks: Range<u64>,
 }
 
 /// Why EL2 cannot live in this DRAM.
@@ -135,11 +139,15 @@ impl Layout {
         };
         let data = without(&without(&all(false), &foreign), image);
         let tagged = without(&without(&without(&all(true), &foreign), &storage), image);
-        let heap = place_heap(machine, &map, &storage)?;
-        map.occupied.extend(phys_range(&heap).map(|range| Occupied {
-            range,
-            by: Occupant::Loaded,
-        }));
+        let bytes = heap_bytes(machine.memory_bytes());
+        let heap = place(bytes, &map, &storage).ok_or(Unusable::NoRoom { bytes })?;
+        map.occupied
+            .extend(occupied_by(Occupant::Loaded, [heap.clone()]));
+        let others = machine.cpus.len().clamp(1, MAX_CPUS) - 1;
+        let bytes = others as u64 * Stacks::BYTES;
+        let stacks = place(bytes, &map, &storage).unwrap_or(0..0);
+        map.occupied
+            .extend(occupied_by(Occupant::Loaded, [stacks.clone()]));
         Ok(Self {
             data,
             tagged,
@@ -147,6 +155,7 @@ impl Layout {
             regions,
             refused,
             heap,
+            stacks,
         })
     }
 }
@@ -263,14 +272,9 @@ fn regions(machine: &Machine, map: &mut MemoryMap) -> (Vec<TagRegion>, Vec<Refus
     (sound, refused)
 }
 
-/// Takes the heap from the top of untaggable DRAM if it fits, else from the top of other DRAM that is no tag storage: what
-/// is taggable is worth more to guests.
-fn place_heap(
-    machine: &Machine,
-    map: &MemoryMap,
-    storage: &[Range<u64>],
-) -> Result<Range<u64>, Unusable> {
-    let bytes = heap_bytes(machine.memory_bytes());
+/// Takes `bytes` for ourselves from the top of untaggable DRAM if they fit, else from the top of other DRAM that is no tag
+/// storage: what is taggable is worth more to guests.
+fn place(bytes: u64, map: &MemoryMap, storage: &[Range<u64>]) -> Option<Range<u64>> {
     let taken: Vec<Range<u64>> = ranges(map, |_| true)
         .chain(storage.iter().cloned())
         .collect();
@@ -290,7 +294,6 @@ fn place_heap(
         .rev()
         .find(|range| range.end - range.start >= bytes)
         .map(|range| range.end - bytes..range.end)
-        .ok_or(Unusable::NoRoom { bytes })
 }
 
 /// Returns `from` less `holes`, in whole pages: a page that a hole touches goes.

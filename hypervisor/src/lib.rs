@@ -11,17 +11,22 @@ pub mod bundle;
 pub mod config;
 pub mod console;
 pub mod cpu;
+#[cfg(target_os = "none")]
+mod cpus;
 pub mod devices;
 pub mod exit;
 pub mod guest_fdt;
 pub mod image;
 pub mod json;
 pub mod layout;
+pub mod life;
 #[cfg(target_os = "none")]
 mod output;
 pub mod report;
 #[cfg(target_os = "none")]
 mod run;
+pub mod sched;
+pub mod stacks;
 pub mod tag_fault;
 pub mod traps;
 pub mod vcpu;

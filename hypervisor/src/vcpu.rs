@@ -1,6 +1,8 @@
 //! What a vCPU is to exit handling: plain data. The rest of its registers stays in hardware while it runs; see
 //! `arch::switch`.
 
+use alloc::boxed::Box;
+
 use crate::devices::vgic::ListRegisters;
 use crate::devices::vpsci::VcpuPower;
 use crate::devices::vtimer::EmulatedTimer;
@@ -46,8 +48,8 @@ impl GuestContext {
 /// A vCPU.
 #[derive(Debug)]
 pub struct Vcpu {
-    /// General-purpose registers.
-    pub context: GuestContext,
+    /// General-purpose registers; while the vCPU is in the guest they are with its CPU, and this is void.
+    pub context: Box<GuestContext>,
     /// Virtual CPU interface of the GIC.
     pub lrs: ListRegisters,
     /// Registers that are trapped and kept here.
@@ -60,6 +62,8 @@ pub struct Vcpu {
     pub power: VcpuPower,
     /// It waits for an interrupt, or until this count of the physical counter.
     pub waiting: Option<Wake>,
+    /// The CPU that runs it while it is on: its place among those that run guests.
+    pub home: usize,
     /// It starts with the registers of a reset: what hardware or memory holds of it is void.
     pub fresh: bool,
 }
@@ -76,13 +80,14 @@ impl Vcpu {
     #[must_use]
     pub fn new(list_registers: usize) -> Self {
         Self {
-            context: GuestContext::default(),
+            context: Box::default(),
             lrs: ListRegisters::new(list_registers),
             sysregs: VcpuSysRegs::RESET,
             physical_timer: EmulatedTimer::default(),
             tag_guard: LoopGuard::default(),
             power: VcpuPower::Off,
             waiting: None,
+            home: 0,
             fresh: true,
         }
     }

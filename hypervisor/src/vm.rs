@@ -20,7 +20,6 @@ use crate::devices::{affinity, mpidr};
 use crate::guest_fdt::{self, FdtError, GuestMachine};
 use crate::image::{self, PlacementError, RAM_BASE};
 use crate::report::{End, Exits, VmInfo};
-use crate::traps::controls::{Controls, controls};
 use crate::traps::id_regs::{GuestShape, IdRegs};
 use crate::vcpu::Vcpu;
 
@@ -36,8 +35,6 @@ pub struct Board {
     pub mte: bool,
     /// When tag storage is reserved.
     pub policy: Policy,
-    /// PMCR_EL0.N.
-    pub pmu_counters: u64,
     /// List registers of the GIC.
     pub list_registers: usize,
 }
@@ -112,8 +109,6 @@ pub struct Vm {
     pub vcpus: Vec<Vcpu>,
     /// What it sees of the CPU.
     pub shape: GuestShape,
-    /// What enforces that.
-    pub controls: Controls,
     /// Exits by cause.
     pub exits: Exits,
     /// Lines about its mistakes that the console has had.
@@ -164,7 +159,6 @@ impl Vm {
                 .map(|_| Vcpu::new(board.list_registers))
                 .collect(),
             shape,
-            controls: controls(&board.hw, shape, board.pmu_counters),
             exits: Exits::default(),
             warnings: 0,
             end: None,

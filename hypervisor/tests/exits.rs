@@ -672,3 +672,37 @@ fn a_vm_for_which_no_memory_is_left_fails_alone() {
         assert_eq!(value, 0);
     }
 }
+
+#[test]
+fn pending_and_active_bits_are_read_after_other_vcpus_were_synchronized() {
+    let mut rig = Rig::new(Policy::Lazy);
+    rig.gathered = false;
+    for register in [0x200, 0x280, 0x300, 0x380] {
+        for ipa in [GICD + 0x4 + register, GICR + 0x3_0000 + register] {
+            let (before, exits) = (rig.context().clone(), rig.vms[0].exits.mmio);
+            let read = TRANSLATION | described(4, 3);
+            assert_eq!(rig.exit(read, ipa, ipa), Next::Gather, "{ipa:#x}");
+            assert_eq!(rig.context().pc, before.pc, "{ipa:#x}: not yet");
+            assert_eq!(rig.context().x, before.x, "{ipa:#x}: not yet");
+            assert_eq!(rig.vms[0].exits.mmio, exits, "{ipa:#x}: one access");
+            assert_eq!(rig.exit(read | WRITE, ipa, ipa), Next::Resume, "{ipa:#x}");
+            rig.gathered = true;
+            assert_eq!(rig.exit(read, ipa, ipa), Next::Resume, "{ipa:#x}");
+            rig.gathered = false;
+        }
+    }
+    for ipa in [
+        GICD + 0x104,
+        GICD + 0x400,
+        GICR + 0x1_0100,
+        GICD + 0x6100,
+        UART,
+    ] {
+        let next = rig.exit(TRANSLATION | described(4, 3), ipa, ipa);
+        assert_eq!(next, Next::Resume, "{ipa:#x} needs no other vCPU");
+    }
+    // A VM with one vCPU has nobody to ask.
+    let read = TRANSLATION | described(4, 3);
+    let next = rig.exit_of((1, 0), read, GICD + 0x304, GICD + 0x304);
+    assert_eq!(next, Next::Resume);
+}

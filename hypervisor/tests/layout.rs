@@ -10,6 +10,8 @@ mod support;
 use core::ops::Range;
 
 use hypervisor::layout::{Layout, Loaded, Unusable, heap_bytes, without};
+use hypervisor::life::MAX_CPUS;
+use hypervisor::stacks::Stacks;
 use platform::{Machine, MemRange, Memory, ReservedBy, TagRegionNode};
 use stage2::guest::Policy;
 use stage2::host::{HostMemory, Layout as HostLayout};
@@ -125,6 +127,36 @@ fn the_heap_avoids_all_that_is_taken() {
     let layout = Layout::new(&board, &loaded).unwrap();
     check(&board, &loaded, &layout);
     assert_eq!(layout.heap.end, top - 0x30_0000);
+}
+
+#[test]
+fn every_cpu_but_one_gets_stacks_if_there_is_room() {
+    let mut board = machine(GIB);
+    board.cpus = (0..4)
+        .map(|mpidr| platform::Cpu { mpidr, psci: true })
+        .collect();
+    let layout = Layout::new(&board, &loaded()).unwrap();
+    check(&board, &loaded(), &layout);
+    assert_eq!(Stacks::in_range(&layout.stacks).count(), 3);
+    assert_eq!(layout.stacks.end, storage(&board).start, "no tag storage");
+    assert!(covers(&taken(&layout, Occupant::Loaded), &layout.stacks));
+    assert!(covers(&layout.data, &layout.stacks));
+    assert!(!touches(std::slice::from_ref(&layout.heap), &layout.stacks));
+
+    board.cpus = (0..100)
+        .map(|mpidr| platform::Cpu { mpidr, psci: true })
+        .collect();
+    let layout = Layout::new(&board, &loaded()).unwrap();
+    assert_eq!(Stacks::in_range(&layout.stacks).count(), MAX_CPUS - 1);
+
+    // All but the boot CPU are left out on such a machine.
+    let crowded = Loaded {
+        bundle: Some(BASE + 0x50_0000..storage(&board).start - 0x1000),
+        ..loaded()
+    };
+    board.reserved = vec![reserved(BASE, 0x50_0000, ReservedBy::Node)];
+    let layout = Layout::new(&board, &crowded).unwrap();
+    assert_eq!(layout.stacks, 0..0);
 }
 
 #[test]

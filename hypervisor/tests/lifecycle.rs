@@ -46,10 +46,8 @@ fn cpu_on_starts_a_vcpu_at_its_entry_with_the_registers_of_a_reset() {
     let mut rig = Rig::new(Policy::Lazy);
     assert_eq!(rig.hvc_of(1, [CPU_OFF, 0, 0, 0]), Next::Yield);
     let context = rig.context().clone();
-    assert_eq!(
-        answer(&mut rig, [CPU_ON, 1, ENTRY, 0xdead_beef_0000_0001]),
-        0
-    );
+    let next = rig.hvc([CPU_ON, 1, ENTRY, 0xdead_beef_0000_0001]);
+    assert_eq!((next, rig.context().x[0]), (Next::Started(1), 0));
     assert_eq!(rig.context().pc, context.pc, "HVC is done already");
     let target = rig.vcpu(1);
     let mut x = [0; 31];

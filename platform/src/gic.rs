@@ -367,15 +367,24 @@ mod cpu {
             synchronize();
         }
 
+        /// Checks that an SGI can reach the CPU with `mpidr`.
+        ///
+        /// # Errors
+        /// Aff0 of the CPU is above 15.
+        pub const fn check_target(mpidr: u64) -> Result<(), GicError> {
+            if mpidr & 0xff < 16 {
+                Ok(())
+            } else {
+                Err(GicError::Target { mpidr })
+            }
+        }
+
         /// Sends SGI `sgi` to the CPU with `mpidr`; memory written before is visible to its handler.
         ///
         /// # Errors
         /// There is no such SGI, or Aff0 of the CPU is above 15.
         pub fn send_sgi(sgi: u32, mpidr: u64) -> Result<(), GicError> {
-            let aff0 = mpidr & 0xff;
-            if aff0 >= 16 {
-                return Err(GicError::Target { mpidr });
-            }
+            Self::check_target(mpidr)?;
             if sgi >= 16 {
                 return Err(GicError::Interrupt(sgi));
             }
@@ -383,7 +392,7 @@ mod cpu {
                 affinity3: (mpidr >> 32) as u8,
                 affinity2: (mpidr >> 16) as u8,
                 affinity1: (mpidr >> 8) as u8,
-                target_list: 1 << aff0,
+                target_list: 1 << (mpidr & 0xf),
             };
             complete();
             let intid = IntId::sgi(sgi);

@@ -49,9 +49,9 @@ pub struct El2 {
 }
 
 impl El2 {
-    /// Describes this CPU, and enables the system registers of its GIC.
+    /// Describes this CPU by what all CPUs have in common, and its own virtual interface.
     #[must_use]
-    pub fn new(features: &CpuFeatures) -> Self {
+    pub fn new(features: &CpuFeatures, interface: VirtualInterface) -> Self {
         Self {
             data_line: features.data_line.into(),
             tag_line: features.tag_line.into(),
@@ -63,17 +63,8 @@ impl El2 {
             dic: features.dic,
             pipt: features.pipt,
             repeat_tlbi: features.errata.repeat_tlbi,
-            interface: VirtualInterface::enable(),
+            interface,
         }
-    }
-
-    /// Tells whether a tag written in the first page of `tagged` reads back; firmware may have kept SCR_EL3.ATA at 0, and
-    /// then tag accesses are ignored. The page's first tag is 0 afterwards.
-    #[must_use]
-    pub fn tags_work(&self, tagged: Option<&Range<u64>>) -> bool {
-        tagged.is_none_or(|range| {
-            super::maintenance::probe_tag(Frame::containing(PhysAddr::new(range.start)))
-        })
     }
 
     /// Loads what controls a guest of this shape: traps, stage 2, virtual identity.
@@ -111,6 +102,13 @@ impl El2 {
         VTTBR_EL2.set(vttbr);
         isb(SY);
     }
+}
+
+/// Tells whether a tag written at the first page of `tagged` reads back on this CPU, which [`set_up`] has given MTE; firmware
+/// may have kept SCR_EL3.ATA at 0, and then tag accesses are ignored. The page's first tag is 0 afterwards.
+#[must_use]
+pub fn tags_work(tagged: &Range<u64>) -> bool {
+    super::maintenance::probe_tag(Frame::containing(PhysAddr::new(tagged.start)))
 }
 
 impl Cpu for El2 {
@@ -272,6 +270,13 @@ pub fn set_up(mte: bool) {
         stage2::descriptor::vtcr((read_id(7, 0) & 0xf) as u8, vmid_16)
     );
     // Debug and performance monitors, unknown at reset: unlocked and off. Guests' accesses to them are trapped.
+    // Physical interrupts are EL2's: they end a WFI here.
+    HCR_EL2.write(
+        HCR_EL2::RW::EL1IsAarch64 + HCR_EL2::AMO::SET + HCR_EL2::IMO::SET + HCR_EL2::FMO::SET,
+    );
+    write_reg!("cntv_ctl_el0", 0);
+    super::timer::set_deadline(None);
+    unload_stage2();
     OSLAR_EL1.set(0);
     MDSCR_EL1.set(0);
     clear_breakpoints(read_id(5, 0));
@@ -325,6 +330,28 @@ pub fn drop_stage1_entries() {
     instruction!("tlbi vmalle1");
     dsb(NSH);
     isb(SY);
+}
+
+/// How a CPU waits for another one that holds a lock.
+#[derive(Debug)]
+pub struct Relax;
+
+impl spin::RelaxStrategy for Relax {
+    fn relax() {
+        relax();
+    }
+}
+
+/// Lets another CPU go first: to an emulator YIELD is the hint, to CPUs ISB takes a while.
+pub fn relax() {
+    instruction!("yield");
+    isb(SY);
+}
+
+/// Cleans the cache line at `address` to memory, for a CPU whose MMU is off.
+pub fn clean_to_memory(address: u64) {
+    instruction!("dc cvac", address);
+    dsb(SY);
 }
 
 /// Waits for an interrupt to be pending; DAIF stays masked.

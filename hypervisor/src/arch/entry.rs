@@ -1,10 +1,13 @@
 //! The first instructions: Linux `Image` header, checks of what the boot loader left, the early map, relocation, caches and
-//! MMU on. No Rust runs before that (atomics need cacheable memory).
+//! MMU on. No Rust runs before that (atomics need cacheable memory). Then the same for a CPU that firmware starts for us.
 //!
 //! Boot protocol: Linux arm64 `booting.rst` (x0 = physical address of the DTB, MMU off); entered as an ELF (x0 without a DTB)
 //! the DTB is looked for at the image's address rounded down to 1 GiB, where QEMU puts it.
 
 use core::arch::global_asm;
+use core::mem::offset_of;
+
+use super::secondary::Start;
 
 /// Where a message goes before any DTB has named a UART: the PL011 of QEMU's virt machine.
 pub const FALLBACK_UART: u64 = 0x0900_0000;
@@ -113,24 +116,8 @@ _start:
     b.lo    6b
     dsb     sy
 
-    ldr     x0, ={mair}
-    msr     mair_el2, x0
-    ldr     x0, ={tcr}
-    mrs     x1, id_aa64mmfr0_el1
-    and     x1, x1, #15
-    mov     x2, #5                  // 48 bits at the most
-    cmp     x1, x2
-    csel    x1, x1, x2, lo
-    orr     x0, x0, x1, lsl #16
-    msr     tcr_el2, x0
-    msr     ttbr0_el2, x22
-    tlbi    alle2
-    ic      iallu
-    dsb     nsh
-    isb
-    ldr     x0, ={sctlr}
-    msr     sctlr_el2, x0
-    isb
+    mov     x0, x22
+    bl      enable_mmu
 
     // .bss, then relocation: RELA (R_AARCH64_RELATIVE) and RELR, both against the load address.
     adrp    x0, _bss_start
@@ -182,6 +169,8 @@ _start:
 15:
     adrp    x0, _boot_stack_top
     mov     sp, x0
+    adrp    x0, _emergency_stack_top
+    msr     tpidr_el2, x0
     adrp    x0, vectors
     add     x0, x0, :lo12:vectors
     msr     vbar_el2, x0
@@ -191,6 +180,70 @@ _start:
     mov     x29, xzr
     mov     x30, xzr
     bl      {start}
+    b       park
+
+// x0 = level 0: MMU and caches on. Uses x0 to x3.
+enable_mmu:
+    ldr     x1, ={mair}
+    msr     mair_el2, x1
+    ldr     x1, ={tcr}
+    mrs     x2, id_aa64mmfr0_el1
+    and     x2, x2, #15
+    mov     x3, #5                  // 48 bits at the most
+    cmp     x2, x3
+    csel    x2, x2, x3, lo
+    orr     x1, x1, x2, lsl #16
+    msr     tcr_el2, x1
+    msr     ttbr0_el2, x0
+    tlbi    alle2
+    tlbi    alle1                   // entries that an earlier owner of EL2 left under our VMIDs
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x1, ={sctlr}
+    msr     sctlr_el2, x1
+    isb
+    ret
+
+// Where firmware starts another CPU: x0 = its `Start`, in memory; MMU off.
+    .globl  secondary_entry
+secondary_entry:
+    msr     daifset, #15
+    msr     spsel, #1
+    mov     x19, x0
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    park
+    mov     x0, #(1 << 31)          // RW, as above
+    msr     hcr_el2, x0
+    isb
+    mrs     x0, hcr_el2
+    tbnz    x0, #34, leave
+    ldr     x0, [x19, #{root}]
+    bl      enable_mmu
+    // The stacks are for one CPU: for the first that comes, and comes in time.
+    add     x0, x19, #{claim}
+    mov     w1, #{claimed}
+1:  ldaxr   w2, [x0]
+    cbnz    w2, leave
+    stlxr   w2, w1, [x0]
+    cbnz    w2, 1b
+    ldr     x0, [x19, #{stack}]
+    mov     sp, x0
+    ldr     x0, [x19, #{fault_stack}]
+    msr     tpidr_el2, x0
+    adrp    x0, vectors
+    add     x0, x0, :lo12:vectors
+    msr     vbar_el2, x0
+    isb
+    mov     x0, x19
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      {secondary}
+leave:
+    movz    w0, #0x8400, lsl #16    // PSCI CPU_OFF
+    movk    w0, #2
+    smc     #0
     b       park
 
 // x0 = an address: maps its 2 MiB block. Uses x0 to x5; x20 = next free page, x22 = level 0.
@@ -262,4 +315,10 @@ early_tables:
     block = const EARLY_BLOCK,
     uart = const FALLBACK_UART,
     start = sym super::rust_entry,
+    secondary = sym super::secondary::secondary_rust_entry,
+    root = const offset_of!(Start, root),
+    stack = const offset_of!(Start, stack),
+    fault_stack = const offset_of!(Start, fault_stack),
+    claim = const offset_of!(Start, claim),
+    claimed = const super::secondary::CLAIMED,
 );

@@ -59,6 +59,15 @@ impl VirtualInterface {
         }
     }
 
+    /// Returns what both this and another CPU's interface have.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        Self {
+            list_registers: self.list_registers.min(other.list_registers),
+            priority_registers: self.priority_registers.min(other.priority_registers),
+        }
+    }
+
     /// Takes ICC_SRE_EL1 away from guests, after the CPU interface has been set up: there is one for all, and where it is writable
     /// a guest could turn the system registers off for the others.
     pub fn deny_sre(self) {

@@ -132,14 +132,15 @@ impl AddressSpace {
         self.map(at.emergency_stack_guard + 0x1000..at.end, Kind::Data)
     }
 
-    /// Makes this CPU use these tables, for ever.
-    pub fn activate(self) {
+    /// Makes this CPU use these tables, for ever. Returns what other CPUs need in TTBR0_EL2 to use them too.
+    pub fn activate(self) -> u64 {
         let root = self.0.to_physical().0 as u64;
         core::mem::forget(self.0);
         dsb(ISHST);
         // SAFETY: the caller has mapped the image, the heap and all DRAM that EL2 has references into at VA = PA, as the old
         // tables had them; the code that runs with the MMU off touches no memory.
         unsafe { switch_tables(root) };
+        root
     }
 }
 

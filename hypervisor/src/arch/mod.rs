@@ -8,6 +8,7 @@ pub mod ich;
 pub mod linear;
 mod maintenance;
 mod regs;
+pub mod secondary;
 pub mod switch;
 pub mod timer;
 mod vectors;
@@ -99,9 +100,14 @@ pub(crate) fn grow_heap(layout: &crate::layout::Layout) {
 
 /// Takes the console from whoever holds it, for a last message.
 pub(crate) fn steal_console() {
-    // On a ticket lock that is free, unlocking by force would lock it for ever.
-    if crate::output::CONSOLE.is_locked() {
-        // SAFETY: this CPU never returns to the code that holds the lock; no other CPU runs; the panic handler does this once.
-        unsafe { crate::output::CONSOLE.force_unlock() };
+    // Another CPU lets it go within a line; if it is this one, it never does.
+    let patience = timer::counter() + timer::frequency();
+    while crate::output::CONSOLE.is_locked() {
+        if timer::counter() > patience {
+            // On a ticket lock that is free, unlocking by force would lock it for ever.
+            // SAFETY: this CPU holds the lock and never returns to the code that does; the panic handler does this once.
+            unsafe { crate::output::CONSOLE.force_unlock() };
+            return;
+        }
     }
 }

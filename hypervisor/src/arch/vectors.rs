@@ -86,7 +86,7 @@ global_asm!(
     r#"
     .macro  current_el vector
     .balign 128
-    msr     tpidr_el2, x0           // free to clobber: nothing returns from here
+    msr     tpidr_el0, x0           // free to clobber: nothing returns from here, guests are dead
     mov     x0, #\vector
     b       el2_fault
     .endm
@@ -119,12 +119,12 @@ vectors:
     lower_el 3
 
 el2_fault:
-    // TPIDR_EL2 = the old x0, x0 = vector. The frame goes to the emergency stack: the old one may be the cause.
+    // TPIDR_EL0 = the old x0, x0 = vector. The frame goes to this CPU's emergency stack: the old one may be the cause.
     msr     spsel, #1
-    msr     tpidrro_el0, x1         // guests are dead from here on
+    msr     tpidrro_el0, x1
     mov     x1, sp
     msr     tpidr_el1, x1
-    adrp    x1, _emergency_stack_top
+    mrs     x1, tpidr_el2
     mov     sp, x1
     sub     sp, sp, #{frame}
     mrs     x1, tpidrro_el0
@@ -143,7 +143,7 @@ el2_fault:
     stp     x25, x26, [sp, #200]
     stp     x27, x28, [sp, #216]
     stp     x29, x30, [sp, #232]
-    mrs     x2, tpidr_el2
+    mrs     x2, tpidr_el0
     str     x2, [sp]
     mrs     x2, tpidr_el1
     mrs     x3, elr_el2

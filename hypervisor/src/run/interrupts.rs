@@ -1,13 +1,15 @@
-//! Physical interrupts of this CPU, and what becomes of them: timers, console input, list registers.
+//! Physical interrupts of a CPU, and what becomes of them: timers, console input, list registers, calls of other CPUs.
 
-use platform::gic::{CpuInterface, Redistributor};
+use platform::gic::{CpuInterface, GicError, Redistributor};
+use platform::{Interrupt, Trigger};
 
-use super::Hypervisor;
+use super::{Hypervisor, ThisCpu};
 use crate::arch::cpu::El2;
 use crate::arch::timer;
 use crate::console::{Command, Input, help};
 use crate::devices::mmio::UART_INTID;
 use crate::exit::{VIRTUAL_TIMER_INTID, sync_interrupts};
+use crate::life::Fate;
 use crate::output::{CONSOLE, line};
 use crate::report::End;
 use crate::vm::Vm;
@@ -15,19 +17,76 @@ use crate::vm::Vm;
 /// Input bytes kept while a guest does not read.
 const INPUT_BYTES: usize = 4096;
 
-/// The interrupts of this CPU, INTIDs.
-#[derive(Debug)]
+/// The SGI by which a CPU makes another one look again.
+pub const CALL: u32 = 0;
+
+/// The interrupts of a CPU.
+#[derive(Clone, Copy, Debug)]
 pub struct Interrupts {
-    /// This CPU's redistributor.
+    /// Its redistributor.
     pub redistributor: Redistributor,
-    /// The guests' timer.
-    pub virtual_timer: u16,
+    /// The guests' timer, a PPI.
+    pub virtual_timer: Interrupt,
     /// Ours.
-    pub hypervisor_timer: u32,
+    pub hypervisor_timer: Interrupt,
     /// List registers ask for attention.
-    pub maintenance: u32,
-    /// The console has input.
+    pub maintenance: Interrupt,
+    /// The console has input; none on all CPUs but one.
     pub uart: Option<u32>,
+}
+
+impl Interrupts {
+    /// Sets up the redistributor and the CPU interface of this CPU.
+    ///
+    /// # Errors
+    ///
+    /// The redistributor does not have one of the interrupts.
+    pub fn enable(&mut self) -> Result<(), GicError> {
+        self.redistributor.init();
+        CpuInterface::init();
+        let call = Interrupt {
+            intid: CALL,
+            trigger: Trigger::Edge,
+        };
+        for interrupt in [
+            call,
+            self.virtual_timer,
+            self.hypervisor_timer,
+            self.maintenance,
+        ] {
+            self.redistributor.enable(interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// The same for another CPU, by its redistributor.
+    #[must_use]
+    pub const fn of_other_cpu(&self, redistributor: Redistributor) -> Self {
+        Self {
+            redistributor,
+            uart: None,
+            ..*self
+        }
+    }
+
+    /// The guests' timer as list registers name it.
+    pub(super) const fn virtual_timer_ppi(&self) -> u16 {
+        self.virtual_timer.intid as u16
+    }
+
+    /// The physical interrupt of the virtual timer is active while a guest handles it; that state moves with the vCPU.
+    pub(super) fn set_timer_active(&mut self, active: bool) {
+        let intid = self.virtual_timer.intid;
+        if let Err(error) = self.redistributor.set_active(intid, active) {
+            log::error!("interrupt {intid} cannot be moved with its vCPU: {error}");
+        }
+    }
+}
+
+/// Makes the CPU with `mpidr` leave its guest or its sleep, or begin its work.
+pub fn call(mpidr: u64) {
+    // Boot has refused a CPU that no SGI reaches.
+    let _ = CpuInterface::send_sgi(CALL, mpidr);
 }
 
 /// Gives the guest its newest interrupts, if there is anything new.
@@ -56,29 +115,25 @@ pub(super) fn deactivate_done(vm: &mut Vm, vcpu_index: usize) {
 }
 
 impl Hypervisor {
-    /// The physical interrupt of the virtual timer is active while a guest handles it; that state moves with the vCPU.
-    pub(super) fn set_timer_active(&mut self, active: bool) {
-        let intid = self.interrupts.virtual_timer.into();
-        if let Err(error) = self.interrupts.redistributor.set_active(intid, active) {
-            log::error!("interrupt {intid} cannot be moved with its vCPU: {error}");
-        }
-    }
-
-    /// Takes all pending physical interrupts.
-    pub(super) fn take_interrupts(&mut self) {
+    /// Takes all pending physical interrupts of this CPU.
+    pub(super) fn take_interrupts(&mut self, cpu: &mut ThisCpu) {
         while let Some(intid) = CpuInterface::acknowledge() {
             CpuInterface::end(intid);
-            if intid == u32::from(self.interrupts.virtual_timer) {
-                if self.raise_virtual_timer() {
+            if intid == cpu.interrupts.virtual_timer.intid {
+                if self.raise_virtual_timer(cpu) {
                     continue; // the guest deactivates it
                 }
-            } else if intid == self.interrupts.hypervisor_timer {
+            } else if intid == cpu.interrupts.hypervisor_timer.intid {
                 timer::set_deadline(None);
-                self.reschedule = true;
-            } else if intid == self.interrupts.maintenance {
-                self.refill();
-            } else if Some(intid) == self.interrupts.uart {
-                self.read_console();
+                cpu.reschedule = true;
+            } else if intid == CALL {
+                if let Some(processor) = self.processors.get_mut(cpu.index) {
+                    processor.called = false;
+                }
+            } else if intid == cpu.interrupts.maintenance.intid {
+                self.refill(cpu);
+            } else if Some(intid) == cpu.interrupts.uart {
+                self.read_console(cpu);
             } else {
                 log::warn!("unexpected interrupt {intid}");
             }
@@ -87,8 +142,8 @@ impl Hypervisor {
     }
 
     /// Deactivates what the loaded vCPU let go: before the CPU sleeps, or the next expiry of its timer would not be signalled.
-    pub(super) fn settle(&mut self) {
-        let Some((vm_index, vcpu_index)) = self.loaded else {
+    pub(super) fn settle(&mut self, cpu: &ThisCpu) {
+        let Some((vm_index, vcpu_index)) = cpu.loaded else {
             return;
         };
         if let Some(guest) = self.guests.get_mut(vm_index) {
@@ -96,16 +151,16 @@ impl Hypervisor {
         }
     }
 
-    fn raise_virtual_timer(&mut self) -> bool {
-        let physical = self.interrupts.virtual_timer;
-        let Some((vm_index, vcpu_index)) = self.loaded else {
+    fn raise_virtual_timer(&mut self, cpu: &mut ThisCpu) -> bool {
+        let physical = cpu.interrupts.virtual_timer_ppi();
+        let Some((vm_index, vcpu_index)) = cpu.loaded else {
             return false;
         };
         let Some(vm) = self.guests.get_mut(vm_index).map(|guest| &mut guest.vm) else {
             return false;
         };
         let slot = vm.vgic.hw_ppi_slot(vcpu_index, VIRTUAL_TIMER_INTID);
-        if !slot.is_some_and(|slot| self.cpu.interface.rearm(slot)) {
+        if !slot.is_some_and(|slot| cpu.el2.interface.rearm(slot)) {
             vm.vgic
                 .raise_hw_ppi(vcpu_index, VIRTUAL_TIMER_INTID, physical);
         }
@@ -114,16 +169,16 @@ impl Hypervisor {
 
     /// More interrupts were pending than list registers, or one was ended that is in none: takes back those that are done and
     /// fills in others, at once: the interrupt stays raised until then.
-    fn refill(&mut self) {
-        let Some((vm_index, vcpu_index)) = self.loaded else {
+    fn refill(&mut self, cpu: &mut ThisCpu) {
+        let Some((vm_index, vcpu_index)) = cpu.loaded else {
             return;
         };
         if let Some(guest) = self.guests.get_mut(vm_index) {
-            reload(&mut guest.vm, vcpu_index, &mut self.cpu);
+            reload(&mut guest.vm, vcpu_index, &mut cpu.el2);
         }
     }
 
-    fn read_console(&mut self) {
+    fn read_console(&mut self, cpu: &mut ThisCpu) {
         loop {
             let next = CONSOLE.lock().input();
             match next {
@@ -136,16 +191,13 @@ impl Hypervisor {
                         log::warn!("input lost: the guest does not read its console");
                     }
                 }
-                Some(Input::Command(command)) => self.obey(command),
+                Some(Input::Command(command)) => self.obey(command, cpu),
             }
         }
-        self.deliver_input();
-        if self.loaded.is_some_and(|(vm, _)| vm != self.attached) {
-            self.reschedule = true;
-        }
+        self.deliver_input(cpu.index);
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command, cpu: &mut ThisCpu) {
         let end = match command {
             Command::Help => return line(format_args!("[tagvisor] {}", help())),
             Command::Report => return self.report_now(),
@@ -154,15 +206,20 @@ impl Hypervisor {
             Command::Timeout => End::Timeout,
         };
         for vm in 0..self.guests.len() {
-            self.end_vm(vm, end);
+            self.stop(vm, Fate::End(end), cpu);
         }
     }
 
-    /// Gives the attached guest as much input as its UART takes.
-    pub(super) fn deliver_input(&mut self) {
-        if self.input.is_empty() {
-            return;
+    /// Gives the attached guest as much input as its UART takes, wherever it runs.
+    #[inline]
+    pub(super) fn deliver_input(&mut self, this: usize) {
+        if !self.input.is_empty() {
+            self.deliver_some_input(this);
         }
+    }
+
+    #[cold]
+    fn deliver_some_input(&mut self, this: usize) {
         let Some(vm) = self
             .guests
             .get_mut(self.attached)
@@ -179,6 +236,8 @@ impl Hypervisor {
             let _ = vm.uart.receive(byte);
         }
         vm.vgic.set_spi_level(UART_INTID, vm.uart.irq_level());
+        let kicks = vm.vgic.take_kicks();
+        self.tell(self.attached, kicks, this);
     }
 
     /// Gives the console to the next VM that runs, if there is another.
@@ -188,7 +247,7 @@ impl Hypervisor {
         let live = |index: &usize| {
             self.guests
                 .get(*index)
-                .is_some_and(|guest| guest.vm.end.is_none())
+                .is_some_and(|guest| !guest.life.is_over())
         };
         let Some(next) = others.into_iter().find(live) else {
             return;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use stage2::guest::{MemError, Policy};
 
-use super::{Guest, Hypervisor};
+use super::{Guest, Hypervisor, ThisCpu};
 use crate::arch::switch::CpuState;
 use crate::arch::{heap_used, timer};
 use crate::boot::power_off;
@@ -13,6 +13,7 @@ use crate::config::VmConfig;
 use crate::console::{Mode, help};
 use crate::exit::{Failure, MappedPage};
 use crate::json::Json;
+use crate::life::{Fate, Life};
 use crate::output::{CONSOLE, line};
 use crate::report::{CarveOut, End, Footprint, Report, VERSION};
 use crate::vcpu::Wake;
@@ -20,7 +21,7 @@ use crate::vm::{Images, StartError, Vm, policy_name};
 
 impl Hypervisor {
     /// Starts all VMs of the configuration; those that cannot start are reported as refused.
-    pub(super) fn start_all(&mut self) {
+    pub(super) fn start_all(&mut self, cpu: &mut ThisCpu) {
         let mode = if self.config.batch {
             Mode::Batch
         } else {
@@ -30,7 +31,7 @@ impl Hypervisor {
         };
         CONSOLE.lock().start(mode, self.config.vms.len());
         for config in self.config.vms.clone() {
-            if let Err(error) = self.start_vm(config.clone()) {
+            if let Err(error) = self.start_vm(config.clone(), cpu) {
                 log::error!("vm={} refused: {error}", config.name);
                 let info = Vm::refused(&config, self.board.policy, &error);
                 self.refused.push(info);
@@ -57,10 +58,10 @@ impl Hypervisor {
         })
     }
 
-    fn start_vm(&mut self, config: VmConfig) -> Result<(), StartError> {
+    fn start_vm(&mut self, config: VmConfig, cpu: &mut ThisCpu) -> Result<(), StartError> {
         let images = self.images(&config)?;
         let index = self.guests.len();
-        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut self.cpu)?;
+        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut cpu.el2)?;
         if vm.config.mte && !vm.shape.mte {
             log::warn!(
                 "vm={} runs without MTE: this machine cannot give it",
@@ -68,8 +69,8 @@ impl Hypervisor {
             );
         }
         let seed = vm.config.seed.clone();
-        if let Err(error) = vm.load(images, &seed, &mut self.memory, &mut self.cpu) {
-            let destroyed = self.memory.destroy(&mut self.cpu, vm.id);
+        if let Err(error) = vm.load(images, &seed, &mut self.memory, &mut cpu.el2) {
+            let destroyed = self.memory.destroy(&mut cpu.el2, vm.id);
             self.note_lost(destroyed);
             return Err(error);
         }
@@ -83,41 +84,76 @@ impl Hypervisor {
         let states = (0..vm.config.vcpus).map(|_| CpuState::reset()).collect();
         self.guests.push(Guest {
             vm,
+            life: Life::default(),
             states,
-            last_vcpu: None,
+            last_vcpus: alloc::vec![None; self.processors.len()],
             started: timer::counter(),
         });
+        self.find_cpu((index, 0), cpu.index);
         Ok(())
     }
 
     /// Ends a VM that EL2 could not serve.
-    pub(super) fn fail_vm(&mut self, vm: usize, failure: Failure) {
-        if let Some(guest) = self.guests.get_mut(vm) {
+    pub(super) fn fail_vm(&mut self, index: usize, failure: Failure, cpu: &mut ThisCpu) {
+        if let Some(guest) = self
+            .guests
+            .get_mut(index)
+            .filter(|guest| guest.life.is_running())
+        {
             log::error!("vm={} stopped: {failure}", guest.vm.config.name);
             guest.vm.reason = Some(failure.to_string());
         }
-        self.end_vm(vm, End::Crashed);
+        self.stop(index, Fate::End(End::Crashed), cpu);
+    }
+
+    /// Stops a VM: at once, or as soon as no other CPU has a vCPU of it in hardware.
+    pub(super) fn stop(&mut self, index: usize, fate: Fate, cpu: &mut ThisCpu) {
+        let Some(guest) = self.guests.get_mut(index) else {
+            return;
+        };
+        let due = guest.life.stop(fate);
+        let mut holders = guest.life.holders();
+        for processor in &mut self.processors {
+            processor.queue.remove_vm(index);
+        }
+        if let Some(fate) = due {
+            self.carry_out(index, fate, cpu);
+        }
+        while holders != 0 {
+            self.call(holders.trailing_zeros() as usize, cpu.index);
+            holders &= holders - 1;
+        }
+        self.leave_stopped(cpu);
+    }
+
+    /// Takes the vCPU that is loaded out of hardware if its VM stops.
+    pub(super) fn leave_stopped(&mut self, cpu: &mut ThisCpu) {
+        let guest = cpu.loaded.and_then(|(vm, _)| self.guests.get(vm));
+        if guest.is_some_and(|guest| !guest.life.is_running()) {
+            self.unload(cpu);
+        }
+    }
+
+    /// Does what was to become of a VM that no CPU has in hardware any more.
+    pub(super) fn carry_out(&mut self, index: usize, fate: Fate, cpu: &mut ThisCpu) {
+        match fate {
+            Fate::End(end) => self.end_vm(index, end, cpu),
+            Fate::Restart => self.restart(index, cpu),
+        }
     }
 
     /// Ends a VM: its last figures are taken, all its memory comes back.
-    pub(super) fn end_vm(&mut self, index: usize, end: End) {
-        if self.loaded.is_some_and(|(vm, _)| vm == index) {
-            self.unload();
-        }
-        let Some(guest) = self
-            .guests
-            .get(index)
-            .filter(|guest| guest.vm.end.is_none())
-        else {
+    fn end_vm(&mut self, index: usize, end: End, cpu: &mut ThisCpu) {
+        let Some(guest) = self.guests.get(index) else {
             return;
         };
         CONSOLE.lock().flush_guest(index, &guest.vm.config.name);
         log::info!("vm={} ended: {end}", guest.vm.config.name);
-        self.check_invariants();
+        self.check_invariants(cpu);
         let Some(guest) = self.guests.get_mut(index) else {
             return;
         };
-        let finished = guest.vm.finish(end, &mut self.memory, &mut self.cpu);
+        let finished = guest.vm.finish(end, &mut self.memory, &mut cpu.el2);
         self.note_lost(finished);
         if index == self.attached && !self.config.batch {
             self.attach_next();
@@ -125,10 +161,7 @@ impl Hypervisor {
     }
 
     /// Restarts a VM that asked for a reset.
-    pub(super) fn restart(&mut self, index: usize) {
-        if self.loaded.is_some_and(|(vm, _)| vm == index) {
-            self.unload();
-        }
+    fn restart(&mut self, index: usize, cpu: &mut ThisCpu) {
         let Some(images) = self
             .guests
             .get(index)
@@ -142,13 +175,13 @@ impl Hypervisor {
         log::info!("vm={} restarts", vm.config.name);
         // A seed serves once: a guest that starts again gathers its own randomness.
         let restarted = vm
-            .reset(&self.board, &mut self.memory, &mut self.cpu)
+            .reset(&self.board, &mut self.memory, &mut cpu.el2)
             .and(images)
-            .and_then(|images| vm.load(images, &[], &mut self.memory, &mut self.cpu));
+            .and_then(|images| vm.load(images, &[], &mut self.memory, &mut cpu.el2));
         if let Err(error) = restarted {
             log::error!("vm={} does not restart: {error}", vm.config.name);
             vm.reason = Some(error.to_string());
-            return self.end_vm(index, End::Crashed);
+            return self.stop(index, Fate::End(End::Crashed), cpu);
         }
         // A guest that resets in a loop starts once a second: loading it is long work for EL2.
         let (now, earliest) = (timer::counter(), started.saturating_add(timer::frequency()));
@@ -156,6 +189,7 @@ impl Hypervisor {
         if let Some(first) = vm.vcpus.first_mut().filter(|_| now < earliest) {
             first.waiting = Some(Wake { at: Some(earliest) });
         }
+        self.find_cpu((index, 0), cpu.index);
     }
 
     /// A memory that could not be released whole is a guarantee lost.
@@ -165,20 +199,25 @@ impl Hypervisor {
         }
     }
 
-    pub(super) fn shut_down(mut self) -> ! {
-        self.check_invariants();
+    pub(super) fn shut_down(&mut self, cpu: &mut ThisCpu) -> ! {
+        self.check_invariants(cpu);
         self.report_now();
         power_off()
     }
 
     /// After each trap, where checks are built in: the page that it mapped, and that no memory is lost; now and then everything.
-    pub(super) fn check_trap(&mut self, index: usize, mapped: Option<MappedPage>) {
+    pub(super) fn check_trap(
+        &mut self,
+        cpu: &mut ThisCpu,
+        index: usize,
+        mapped: Option<MappedPage>,
+    ) {
         const ALL_EVERY: u64 = 4096;
-        let Some(vm) = self.guests.get(index).map(|guest| &guest.vm) else {
+        let Some(Guest { vm, life, .. }) = self.guests.get(index) else {
             return;
         };
         if vm.exits.total.is_multiple_of(ALL_EVERY) {
-            return self.check_invariants();
+            return self.check_invariants(cpu);
         }
         let account = self.memory.account();
         self.invariants.checked += 1;
@@ -189,17 +228,18 @@ impl Hypervisor {
         let Some((page, guest)) = mapped.zip(self.memory.guest(vm.id)) else {
             return;
         };
-        let fresh = page.fresh_tags;
+        // Another vCPU may have set tags already.
+        let fresh = page.fresh_tags && life.holders().count_ones() < 2;
         let host = self.memory.host();
-        match stage2::invariants::check_page(host, guest, &mut self.cpu, page.ipa, fresh) {
+        match stage2::invariants::check_page(host, guest, &mut cpu.el2, page.ipa, fresh) {
             Ok(checked) => self.invariants.checked += checked,
             Err(violation) => self.break_invariant(format_args!("{violation}")),
         }
     }
 
-    fn check_invariants(&mut self) {
+    fn check_invariants(&mut self, cpu: &mut ThisCpu) {
         let (host, guests) = (self.memory.host(), self.memory.guests());
-        match stage2::invariants::check(host, guests, &mut self.cpu) {
+        match stage2::invariants::check(host, guests, &mut cpu.el2) {
             Ok(checked) => self.invariants.checked += checked,
             Err(violation) => self.break_invariant(format_args!("{violation}")),
         }

@@ -1,30 +1,42 @@
-//! The run loop of a CPU: which vCPU runs, its entries and exits.
+//! The run loop of each CPU: which vCPU runs, its entries and exits.
 //!
-//! One CPU runs all VMs; nothing here is shared, so there are no locks but the console's. Interrupts stay masked at EL2:
-//! they are taken as exits of a guest or found pending while idle.
+//! All that CPUs share is in [`Hypervisor`], behind one lock (rank: first). A CPU holds it whenever it is neither in a guest nor
+//! asleep, so whoever holds it knows where every other CPU is; [`ThisCpu`] is what only its own CPU touches. A CPU makes another
+//! one look again by an SGI. Interrupts stay masked at EL2: they are taken as exits of a guest or found pending while idle.
 
 mod interrupts;
 mod lifecycle;
 mod sched;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use spin::mutex::{TicketMutex, TicketMutexGuard};
 use stage2::memory::Memory;
 
-use crate::arch::cpu::{self, El2};
+use crate::arch::cpu::{self, El2, Relax};
 use crate::arch::switch::{CpuState, SwitchedFeatures};
 use crate::arch::{ExitVector, enter_guest, timer};
 use crate::bundle::Bundle;
 use crate::config::Config;
-use crate::exit::{Env, Failure, Next, VIRTUAL_TIMER_INTID, handle};
+use crate::exit::{Env, Failure, Next, VIRTUAL_TIMER_INTID, handle, sync_interrupts};
+use crate::life::{Fate, Life};
 use crate::output::CONSOLE;
 use crate::report::{End, Invariants, MachineInfo, RegionInfo, VmInfo};
+use crate::sched::{Place, RunQueue};
+use crate::traps::controls::{Controls, controls};
 use crate::traps::esr::{Esr, Exit, Syndrome};
-use crate::vcpu::Vcpu;
+use crate::traps::id_regs::{GuestShape, IdRegs};
+use crate::vcpu::{GuestContext, Vcpu};
 use crate::vm::{Board, Vm};
 
-pub use interrupts::Interrupts;
+pub use interrupts::{Interrupts, call};
+
+/// The lock over all that CPUs share.
+pub type Shared = TicketMutex<Hypervisor, Relax>;
+
+type Held = TicketMutexGuard<'static, Hypervisor, Relax>;
 
 /// What the report says about the machine and never changes.
 #[derive(Clone, Debug)]
@@ -39,14 +51,12 @@ pub struct Facts {
 
 /// What boot has made.
 pub struct Parts {
-    /// This CPU.
-    pub cpu: El2,
     /// What all VMs have in common.
     pub board: Board,
     /// The machine's memory.
     pub memory: Memory,
-    /// Physical interrupts.
-    pub interrupts: Interrupts,
+    /// The CPUs that run guests, by MPIDR_EL1; the boot CPU is the first.
+    pub cpus: Vec<u64>,
     /// For the report.
     pub facts: Facts,
     /// What to run, and how.
@@ -55,38 +65,42 @@ pub struct Parts {
     pub bundle: Bundle<'static>,
 }
 
-/// Which vCPU: index of the VM, index in it.
-type Place = (usize, usize);
-
 /// A VM and the registers of its vCPUs that stay in hardware while they run.
 struct Guest {
     vm: Vm,
+    life: Life,
     states: Vec<CpuState>,
-    /// The vCPU that ran last on this CPU: the VM's TLB entries are its.
-    last_vcpu: Option<usize>,
+    /// The vCPU that ran last on each CPU: the VM's TLB entries there are its.
+    last_vcpus: Vec<Option<usize>>,
     /// The count at which it was started last.
     started: u64,
 }
 
-/// Everything, on this CPU.
+/// A CPU as the others see it.
+struct Processor {
+    mpidr: u64,
+    /// Its vCPUs that are on.
+    queue: RunQueue,
+    /// The vCPU that it has entered. Its registers are not in the VM table, its interrupts are in list registers.
+    entered: Option<Place>,
+    /// A sleeper may have to wake, or there is a new vCPU: it looks who runs next.
+    look: bool,
+    /// Somebody waits until its list registers are stored.
+    sync: bool,
+    /// An SGI is on its way.
+    called: bool,
+}
+
+/// Everything that CPUs share.
 pub struct Hypervisor {
-    cpu: El2,
     board: Board,
     memory: Memory,
-    interrupts: Interrupts,
     facts: Facts,
     config: Config,
     bundle: Bundle<'static>,
     guests: Vec<Guest>,
     refused: Vec<VmInfo>,
-    /// FEAT_RAS.
-    ras: bool,
-    /// Whose registers are in the hardware.
-    loaded: Option<Place>,
-    /// Who ran last.
-    last: Option<Place>,
-    /// EL2's timer has fired, or somebody else has become runnable: look whether the running vCPU should give way.
-    reschedule: bool,
+    processors: Vec<Processor>,
     /// Whose terminal the console is, if it is anybody's.
     attached: usize,
     /// Input that the attached guest has not read.
@@ -95,101 +109,244 @@ pub struct Hypervisor {
     invariants: Invariants,
 }
 
-impl Hypervisor {
-    /// Puts together what boot has made.
+/// The CPU that executes this.
+pub struct ThisCpu {
+    /// Its place among those that run guests.
+    index: usize,
+    el2: El2,
+    interrupts: Interrupts,
+    /// What denies a guest all that it is not shown on this CPU: for guests without and with MTE.
+    controls: [Controls; 2],
+    switched: SwitchedFeatures,
+    /// Whose registers are in the hardware.
+    loaded: Option<Place>,
+    /// Takes the place of a vCPU's registers in the VM table while it is in the guest.
+    context: Box<GuestContext>,
+    /// EL2's timer has fired: look whether the running vCPU should give way.
+    reschedule: bool,
+    /// The virtual GIC knows what other vCPUs have in list registers: for the next synchronous exit.
+    gathered: bool,
+}
+
+impl ThisCpu {
+    /// Puts together what a CPU has found out about itself; `hw` is what it has, `mte` whether guests can have it.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(index: usize, el2: El2, interrupts: Interrupts, hw: &IdRegs, mte: bool) -> Self {
+        let counters = cpu::pmu_counters(hw);
+        let switched = SwitchedFeatures {
+            pauth: hw.has_pauth(),
+            // Where no guest has MTE none can reach the registers (HCR_EL2.ATA = 0), and EL3 may trap EL2's own accesses.
+            mte,
+            ras: hw.has_ras(),
+        };
         Self {
-            ras: parts.board.hw.has_ras(),
-            cpu: parts.cpu,
+            index,
+            el2,
+            interrupts,
+            controls: [false, true].map(|mte| controls(hw, GuestShape { mte }, counters)),
+            switched,
+            loaded: None,
+            context: Box::default(),
+            reschedule: false,
+            gathered: false,
+        }
+    }
+}
+
+impl Hypervisor {
+    /// Puts together what boot has made, and starts all VMs, on the boot CPU.
+    #[must_use]
+    pub fn start(parts: Parts, cpu: &mut ThisCpu) -> Self {
+        let processors = parts
+            .cpus
+            .iter()
+            .enumerate()
+            .map(|(index, &mpidr)| Processor {
+                mpidr,
+                queue: RunQueue::new(),
+                entered: None,
+                look: false,
+                sync: false,
+                // All but this one begin when they are called.
+                called: index != cpu.index,
+            });
+        let mut hypervisor = Self {
+            processors: processors.collect(),
             board: parts.board,
             memory: parts.memory,
-            interrupts: parts.interrupts,
             facts: parts.facts,
             config: parts.config,
             bundle: parts.bundle,
             guests: Vec::new(),
             refused: Vec::new(),
-            loaded: None,
-            last: None,
-            reschedule: false,
             attached: 0,
             input: VecDeque::new(),
             input_lost: false,
             invariants: Invariants::default(),
-        }
-    }
-
-    /// Starts all VMs and runs them until the last has ended.
-    pub fn run(mut self) -> ! {
-        self.start_all();
-        while self.guests.iter().any(|guest| guest.vm.end.is_none()) {
-            match self.next() {
-                Some(place) => self.run_slice(place),
-                None => self.idle(),
-            }
-        }
-        self.shut_down()
+        };
+        hypervisor.start_all(cpu);
+        hypervisor
     }
 
     fn vcpu(&self, (vm, vcpu): Place) -> Option<&Vcpu> {
         self.guests.get(vm)?.vm.vcpus.get(vcpu)
     }
+}
 
-    /// Runs a vCPU until it gives way, its slice is over, somebody else's time has come, or its VM ends.
-    fn run_slice(&mut self, place: Place) {
-        self.switch_to(place);
-        self.last = Some(place);
-        let until = self.slice_end(place);
-        self.arm(place, until);
-        loop {
-            match self.enter(place) {
-                Next::Resume => {}
-                Next::Rearm => self.arm(place, until),
-                Next::Yield => return,
-                Next::End(End::Reset) if !self.config.batch => return self.restart(place.0),
-                Next::End(end) => return self.end_vm(place.0, end),
-                Next::Fail(failure) => return self.fail_vm(place.0, failure),
-            }
-            if self.must_give_way(place, until) {
-                return;
-            }
+/// Runs the vCPUs of this CPU until the last VM has ended.
+pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
+    let mut all = shared.lock();
+    loop {
+        all.leave_stopped(&mut cpu);
+        if all.guests.iter().all(|guest| guest.life.is_over()) {
+            all.shut_down(&mut cpu);
+        }
+        all = match all.next(&mut cpu) {
+            Some(place) => run_slice(shared, all, &mut cpu, place),
+            None => idle(shared, all, &mut cpu),
+        };
+    }
+}
+
+/// Waits for an interrupt or a deadline.
+fn idle(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu) -> Held {
+    all.settle(cpu);
+    timer::set_deadline(all.sleepers_deadline(cpu));
+    drop(all);
+    cpu::wait_for_interrupt();
+    let mut all = shared.lock();
+    all.take_interrupts(cpu);
+    all
+}
+
+/// Runs a vCPU until it gives way, its slice is over, somebody else's time has come, or its VM stops.
+fn run_slice(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, place: Place) -> Held {
+    if !all.switch_to(cpu, place) {
+        return all;
+    }
+    let until = all.slice_end(cpu);
+    all.arm(place, until);
+    loop {
+        if !all.prepare_entry(cpu, place) {
+            return all;
+        }
+        drop(all);
+        let vector = enter_guest(&mut cpu.context);
+        all = shared.lock();
+        all.finish_exit(cpu, place);
+        let next = all.answer(cpu, place, vector);
+        if next == Next::Gather {
+            all = gather(shared, all, cpu, place.0);
+        }
+        if !all.follow(cpu, place, until, next) || all.must_give_way(cpu, place, until) {
+            return all;
+        }
+    }
+}
+
+/// Waits until no other CPU that runs a vCPU of the VM has anything in its list registers that its GIC does not know; then the
+/// guest's read is repeated.
+#[cold]
+fn gather(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, vm: usize) -> Held {
+    cpu.gathered = true;
+    let others = all.ask_for_sync(cpu.index, vm);
+    while all
+        .processors
+        .iter()
+        .enumerate()
+        .any(|(index, processor)| others >> index & 1 != 0 && processor.sync)
+    {
+        drop(all);
+        cpu::relax();
+        all = shared.lock();
+    }
+    all
+}
+
+impl Hypervisor {
+    /// Makes the vCPU ready to be entered: its interrupts in list registers, its registers with this CPU.
+    fn prepare_entry(&mut self, cpu: &mut ThisCpu, place: Place) -> bool {
+        let (vm_index, vcpu_index) = place;
+        self.deliver_input(cpu.index);
+        let Some(vm) = self.guests.get_mut(vm_index).map(|guest| &mut guest.vm) else {
+            return false;
+        };
+        sched::raise_physical_timer(vm, vcpu_index);
+        interrupts::flush(vm, vcpu_index, &mut cpu.el2);
+        let (Some(vcpu), Some(processor)) = (
+            vm.vcpus.get_mut(vcpu_index),
+            self.processors.get_mut(cpu.index),
+        ) else {
+            return false;
+        };
+        core::mem::swap(&mut vcpu.context, &mut cpu.context);
+        processor.entered = Some(place);
+        true
+    }
+
+    /// Puts the registers of a vCPU that has left the guest back.
+    fn finish_exit(&mut self, cpu: &mut ThisCpu, (vm_index, vcpu_index): Place) {
+        let (Some(guest), Some(processor)) = (
+            self.guests.get_mut(vm_index),
+            self.processors.get_mut(cpu.index),
+        ) else {
+            return;
+        };
+        processor.entered = None;
+        if let Some(vcpu) = guest.vm.vcpus.get_mut(vcpu_index) {
+            core::mem::swap(&mut vcpu.context, &mut cpu.context);
+        }
+        guest.vm.exits.total += 1;
+        if core::mem::take(&mut processor.sync) {
+            sync_interrupts(&mut guest.vm, vcpu_index, &mut cpu.el2);
         }
     }
 
-    /// Enters the guest once and answers its exit.
-    fn enter(&mut self, place: Place) -> Next {
-        let (vm_index, vcpu_index) = place;
-        self.deliver_input();
-        self.raise_physical_timer(place);
-        let Some(vm) = self.guests.get_mut(vm_index).map(|guest| &mut guest.vm) else {
-            return Next::Yield;
-        };
-        interrupts::flush(vm, vcpu_index, &mut self.cpu);
-        let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) else {
-            return Next::Yield;
-        };
-        let vector = enter_guest(&mut vcpu.context);
-        vm.exits.total += 1;
-        if let Some(syndrome) = self.ras.then(cpu::take_deferred_serror).flatten() {
+    /// Answers an exit.
+    fn answer(&mut self, cpu: &mut ThisCpu, place: Place, vector: ExitVector) -> Next {
+        if let Some(syndrome) = cpu.switched.ras.then(cpu::take_deferred_serror).flatten() {
             return Next::Fail(Failure::SError(syndrome));
         }
         match vector {
             ExitVector::Irq | ExitVector::Fiq => {
-                vm.exits.irq += 1;
-                self.take_interrupts();
+                if let Some(guest) = self.guests.get_mut(place.0) {
+                    guest.vm.exits.irq += 1;
+                }
+                self.take_interrupts(cpu);
                 if cfg!(debug_assertions) {
-                    self.check_trap(vm_index, None);
+                    self.check_trap(cpu, place.0, None);
                 }
                 Next::Resume
             }
-            ExitVector::SError => Next::Fail(Failure::SError(vcpu.context.esr)),
-            ExitVector::Sync => self.answer(place),
+            ExitVector::SError => {
+                let esr = self.vcpu(place).map_or(0, |vcpu| vcpu.context.esr);
+                Next::Fail(Failure::SError(esr))
+            }
+            ExitVector::Sync => self.answer_sync(cpu, place),
         }
     }
 
-    /// Answers a synchronous exit.
-    fn answer(&mut self, (vm_index, vcpu_index): Place) -> Next {
+    /// Does what an exit comes to. Returns whether the vCPU runs on.
+    fn follow(&mut self, cpu: &mut ThisCpu, place: Place, until: Option<u64>, next: Next) -> bool {
+        match next {
+            Next::Resume | Next::Gather => return true,
+            Next::Rearm => {
+                self.arm(place, until);
+                return true;
+            }
+            Next::Started(vcpu) => {
+                self.find_cpu((place.0, vcpu), cpu.index);
+                return true;
+            }
+            Next::Yield => self.retire(cpu, place),
+            Next::End(End::Reset) if !self.config.batch => self.stop(place.0, Fate::Restart, cpu),
+            Next::End(end) => self.stop(place.0, Fate::End(end), cpu),
+            Next::Fail(failure) => self.fail_vm(place.0, failure, cpu),
+        }
+        false
+    }
+
+    fn answer_sync(&mut self, cpu: &mut ThisCpu, (vm_index, vcpu_index): Place) -> Next {
         let Some(vm) = self.guests.get_mut(vm_index).map(|guest| &mut guest.vm) else {
             return Next::Yield;
         };
@@ -202,54 +359,61 @@ impl Hypervisor {
             hpfar: context.hpfar,
         });
         let mut env = Env {
-            cpu: &mut self.cpu,
+            cpu: &mut cpu.el2,
             memory: &mut self.memory,
             hw: &self.board.hw,
             transmit: &mut |vm: &Vm, byte| {
                 CONSOLE.lock().guest_byte(vm.index, &vm.config.name, byte);
             },
+            gathered: core::mem::take(&mut cpu.gathered),
             mapped: None,
             now: timer::counter(),
         };
         let next = handle(exit, vm, vcpu_index, &mut env);
         let mapped = env.mapped;
         if cfg!(debug_assertions) {
-            self.check_trap(vm_index, mapped);
+            self.check_trap(cpu, vm_index, mapped);
         }
         next
     }
 
-    /// Puts the vCPU's registers into the hardware, and those of the one before into memory.
-    fn switch_to(&mut self, place: Place) {
+    /// Puts the vCPU's registers into the hardware, and those of the one before into memory. Returns whether they are there.
+    fn switch_to(&mut self, cpu: &mut ThisCpu, place: Place) -> bool {
         let fresh = self.vcpu(place).is_some_and(|vcpu| vcpu.fresh);
-        if self.loaded == Some(place) && !fresh {
-            return;
+        if cpu.loaded == Some(place) && !fresh {
+            return true;
         }
-        self.unload();
-        let switched = self.switched();
+        self.unload(cpu);
         let (vm_index, vcpu_index) = place;
         let Some(Guest {
             vm,
+            life,
             states,
-            last_vcpu,
+            last_vcpus,
             ..
         }) = self.guests.get_mut(vm_index)
         else {
-            return;
+            return false;
         };
         let held = vm.vgic.is_hw_ppi_held(vcpu_index, VIRTUAL_TIMER_INTID);
-        let (Some(memory), Some(vcpu), Some(state)) = (
+        let (Some(memory), Some(vcpu), Some(state), Some(last)) = (
             self.memory.guest(vm.id),
             vm.vcpus.get_mut(vcpu_index),
             states.get_mut(vcpu_index),
+            last_vcpus.get_mut(cpu.index),
         ) else {
-            return;
+            return false;
         };
+        if !life.load(cpu.index) {
+            return false;
+        }
         let tables = memory.tables();
         let vttbr = stage2::descriptor::vttbr(tables.root(), tables.vmid());
-        self.cpu
-            .load_controls(&vm.controls, vttbr, Vm::mpidr(vcpu_index));
-        if last_vcpu
+        let [without_mte, with_mte] = &cpu.controls;
+        let controls = if vm.shape.mte { with_mte } else { without_mte };
+        cpu.el2
+            .load_controls(controls, vttbr, Vm::mpidr(vcpu_index));
+        if last
             .replace(vcpu_index)
             .is_some_and(|last| last != vcpu_index)
         {
@@ -261,39 +425,36 @@ impl Hypervisor {
             state.el1.mdscr = vcpu.sysregs.mdscr_el1();
             vcpu.lrs.reset_interface();
         }
-        state.restore(switched);
-        self.cpu.interface.restore(&vcpu.lrs);
-        self.set_timer_active(held);
-        self.loaded = Some(place);
+        state.restore(cpu.switched);
+        cpu.el2.interface.restore(&vcpu.lrs);
+        cpu.interrupts.set_timer_active(held);
+        cpu.loaded = Some(place);
+        true
     }
 
-    fn switched(&self) -> SwitchedFeatures {
-        SwitchedFeatures {
-            pauth: self.board.hw.has_pauth(),
-            // Where no guest has MTE none can reach the registers (HCR_EL2.ATA = 0), and EL3 may trap EL2's own accesses.
-            mte: self.board.mte,
-            ras: self.ras,
-        }
-    }
-
-    /// Takes the registers of the loaded vCPU out of the hardware.
-    fn unload(&mut self) {
-        let Some((vm_index, vcpu_index)) = self.loaded.take() else {
+    /// Takes the registers of the loaded vCPU out of the hardware. If its VM stops and this was the last, that happens now.
+    fn unload(&mut self, cpu: &mut ThisCpu) {
+        let Some((vm_index, vcpu_index)) = cpu.loaded.take() else {
             return;
         };
-        let switched = self.switched();
-        let Some(Guest { vm, states, .. }) = self.guests.get_mut(vm_index) else {
+        let Some(Guest {
+            vm, life, states, ..
+        }) = self.guests.get_mut(vm_index)
+        else {
             return;
         };
         if let Some(state) = states.get_mut(vcpu_index) {
-            state.save(switched);
+            state.save(cpu.switched);
         }
         if let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) {
-            self.cpu.interface.save(&mut vcpu.lrs);
+            cpu.el2.interface.save(&mut vcpu.lrs);
             vm.vgic.sync(vcpu_index, &vcpu.lrs);
         }
         interrupts::deactivate_done(vm, vcpu_index);
-        self.set_timer_active(false);
+        cpu.interrupts.set_timer_active(false);
         cpu::unload_stage2();
+        if let Some(fate) = life.unload(cpu.index) {
+            self.carry_out(vm_index, fate, cpu);
+        }
     }
 }

@@ -304,6 +304,8 @@ pub struct Rig {
     pub sent: Vec<(usize, u8)>,
     /// The physical counter.
     pub now: u64,
+    /// Other vCPUs have been synchronized.
+    pub gathered: bool,
     /// What the last exit mapped.
     pub mapped: Option<MappedPage>,
 }
@@ -351,12 +353,12 @@ impl Rig {
                 hw: id_regs(),
                 mte: true,
                 policy,
-                pmu_counters: 6,
                 list_registers: 4,
             },
             vms: Vec::new(),
             sent: Vec::new(),
             now: 1000,
+            gathered: true,
             mapped: None,
         }
     }
@@ -417,6 +419,7 @@ impl Rig {
             memory: &mut self.memory,
             hw: &self.board.hw,
             transmit: &mut |vm: &Vm, byte| sent.push((vm.index, byte)),
+            gathered: self.gathered,
             mapped: None,
             now: self.now,
         };

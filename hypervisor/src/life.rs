@@ -1,0 +1,214 @@
+//! How a VM stops while its vCPUs run on several CPUs: nothing of it is released before no CPU has any of it in hardware.
+//!
+//! A pure state machine: the caller holds the lock over all VMs and interrupts the CPUs that [`Life::holders`] names.
+
+use crate::report::End;
+
+/// The most CPUs that run guests: they are counted in the bits of a word.
+pub const MAX_CPUS: usize = 64;
+
+/// What becomes of a VM that stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It ends.
+    End(End),
+    /// It starts again.
+    Restart,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Its vCPUs may run.
+    Running,
+    /// None may be loaded any more; this becomes due when the last is out of hardware.
+    Stopping(Fate),
+    /// It has ended.
+    Over,
+}
+
+/// Whether the vCPUs of a VM may run, and which CPUs have one in hardware: its registers, and stage 2 in VTTBR_EL2.
+#[derive(Clone, Debug)]
+pub struct Life {
+    state: State,
+    holders: u64,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self {
+            state: State::Running,
+            holders: 0,
+        }
+    }
+}
+
+impl Life {
+    /// Says whether its vCPUs may run.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    /// Says whether it has ended and will not start again.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// Returns the CPUs (bit `n`: CPU `n`) that have one of its vCPUs in hardware.
+    #[must_use]
+    pub const fn holders(&self) -> u64 {
+        self.holders
+    }
+
+    /// Notes that `cpu` puts one of its vCPUs into hardware. Returns whether it may.
+    #[must_use]
+    pub fn load(&mut self, cpu: usize) -> bool {
+        let may = self.is_running() && cpu < MAX_CPUS;
+        if may {
+            self.holders |= 1 << cpu;
+        }
+        may
+    }
+
+    /// Notes that `cpu` has taken the vCPU out of hardware. Returns what is due now: to be done before anything else happens
+    /// to the VM.
+    #[must_use]
+    pub fn unload(&mut self, cpu: usize) -> Option<Fate> {
+        if cpu < MAX_CPUS {
+            self.holders &= !(1 << cpu);
+        }
+        self.due()
+    }
+
+    /// Stops the VM. A VM that was to restart can be ended instead; otherwise what was asked first holds. Returns what is due
+    /// now, as [`unload`](Self::unload) does: nothing while a CPU holds a vCPU.
+    #[must_use]
+    pub fn stop(&mut self, fate: Fate) -> Option<Fate> {
+        self.state = match (self.state, fate) {
+            (State::Running, fate) => State::Stopping(fate),
+            (State::Stopping(Fate::Restart), Fate::End(_)) => State::Stopping(fate),
+            (state, _) => state,
+        };
+        self.due()
+    }
+
+    fn due(&mut self) -> Option<Fate> {
+        let State::Stopping(fate) = self.state else {
+            return None;
+        };
+        if self.holders != 0 {
+            return None;
+        }
+        self.state = match fate {
+            Fate::End(_) => State::Over,
+            Fate::Restart => State::Running,
+        };
+        Some(fate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFF: Fate = Fate::End(End::Off);
+    const STOPPED: Fate = Fate::End(End::Stopped);
+
+    #[test]
+    fn the_last_cpu_to_leave_carries_out_the_end() {
+        let mut life = Life::default();
+        assert!(life.load(0) && life.load(3));
+        assert_eq!(life.stop(OFF), None);
+        assert_eq!(life.holders(), 0b1001);
+        assert!(!life.is_running() && !life.is_over());
+        assert_eq!(life.unload(3), None);
+        assert_eq!(life.unload(0), Some(OFF));
+        assert!(life.is_over());
+    }
+
+    #[test]
+    fn nothing_is_loaded_of_a_vm_that_stops_or_is_over() {
+        let mut life = Life::default();
+        assert!(life.load(0));
+        assert_eq!(life.stop(OFF), None);
+        assert!(!life.load(1));
+        assert_eq!(life.unload(0), Some(OFF));
+        assert!(!life.load(1));
+        assert_eq!((life.stop(STOPPED), life.unload(1)), (None, None));
+    }
+
+    #[test]
+    fn a_restart_lets_it_run_again_and_an_end_overrides_it() {
+        let mut life = Life::default();
+        assert!(life.load(1));
+        assert_eq!(life.stop(Fate::Restart), None);
+        assert_eq!(life.unload(1), Some(Fate::Restart));
+        assert!(life.is_running() && life.load(1));
+        assert_eq!(life.stop(Fate::Restart), None);
+        assert_eq!(life.stop(STOPPED), None);
+        assert_eq!(life.stop(OFF), None);
+        assert_eq!(life.stop(Fate::Restart), None);
+        assert_eq!(life.unload(1), Some(STOPPED), "what was asked first");
+    }
+
+    #[test]
+    fn a_vm_that_nobody_holds_stops_at_once() {
+        let mut life = Life::default();
+        assert_eq!(life.stop(Fate::Restart), Some(Fate::Restart));
+        assert_eq!(life.stop(OFF), Some(OFF));
+        assert_eq!(life.stop(STOPPED), None);
+    }
+
+    #[test]
+    fn a_cpu_without_a_bit_holds_nothing() {
+        let mut life = Life::default();
+        assert!(!life.load(MAX_CPUS));
+        assert!(life.load(MAX_CPUS - 1));
+        assert_eq!(life.unload(MAX_CPUS), None);
+        assert_eq!(life.holders(), 1 << 63);
+    }
+
+    /// All sequences of seven steps of two CPUs: memory goes only while nobody holds it, once for each stop.
+    #[test]
+    fn no_sequence_of_steps_releases_what_a_cpu_holds() {
+        const STEPS: usize = 7;
+        for sequence in 0..STEPS.pow(7) {
+            let mut life = Life::default();
+            let (mut held, mut over, mut asked) = ([false; 2], false, false);
+            let mut rest = sequence;
+            for _ in 0..7 {
+                let (step, cpu) = (rest % STEPS, rest % 2);
+                rest /= STEPS;
+                let due = match step {
+                    0 | 1 => {
+                        let may = life.load(cpu);
+                        assert_eq!(may, !over && !asked, "{sequence}");
+                        held[cpu] |= may;
+                        None
+                    }
+                    2 | 3 => {
+                        held[cpu] = false;
+                        life.unload(cpu)
+                    }
+                    4 | 5 => {
+                        asked |= !over;
+                        life.stop(if step == 4 { OFF } else { STOPPED })
+                    }
+                    _ => {
+                        asked |= !over;
+                        life.stop(Fate::Restart)
+                    }
+                };
+                let nobody = held == [false; 2];
+                assert_eq!(due.is_some(), asked && nobody, "{sequence}");
+                if let Some(fate) = due {
+                    asked = false;
+                    over = fate != Fate::Restart;
+                }
+                assert_eq!(life.is_over(), over, "{sequence}");
+                assert_eq!(life.holders() == 0, nobody, "{sequence}");
+            }
+        }
+    }
+}
