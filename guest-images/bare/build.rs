@@ -1,11 +1,12 @@
 //! Links the bare-metal programs: each as one flat, complete image.
 
 /// The guests, which run wherever they are loaded: position independent, linked at 0.
-const GUESTS: [&str; 6] = [
+const GUESTS: [&str; 7] = [
     "el1-hello",
     "el1-tags",
     "el1-hostile",
     "el1-neighbour",
+    "el1-smp",
     "el1-storage",
     "el1-steps",
 ];

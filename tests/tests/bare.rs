@@ -48,6 +48,29 @@ fn tags_pass_and_their_sum_depends_on_the_seed_alone() {
 }
 
 #[test]
+fn several_cpus_interrupt_and_stop_each_other() {
+    for (mode, done) in [
+        ("mode=ring n=100", "DONE ring up=3 back=100"),
+        ("mode=ring n=100 sleep=1", "DONE ring up=3 back=100"),
+        (
+            "mode=active n=50",
+            "DONE active up=1 early=0 held=50 late=0",
+        ),
+        ("mode=again n=50", "DONE again times=50 refused=0 lost=0"),
+        ("mode=leave", "DONE leave up=3"),
+    ] {
+        let vcpus = if mode.starts_with("mode=active") {
+            2
+        } else {
+            4
+        };
+        let bootargs = format!("vcpus={vcpus} {mode}");
+        let ended = at_el1("el1-smp", &bootargs, &["-smp", "4"]);
+        assert_eq!(ended.line("DONE"), Some(done), "{}", ended.transcript());
+    }
+}
+
+#[test]
 fn a_cpu_without_mte_is_said() {
     let ended = at_el1("el1-tags", "", &["-M", "mte=off"]);
     assert!(

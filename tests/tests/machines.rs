@@ -146,6 +146,43 @@ fn many_small_reservations_leave_a_machine_that_works() {
     assert_eq!(run.figure("/final/reserved_bytes"), 0);
 }
 
+/// Adds CPUs 6, which no PSCI starts, and 7, which firmware does not have.
+fn add_cpus(dtb: &mut Vec<u8>) {
+    let mut tree = DeviceTree::from_fdt(&Fdt::new(dtb).unwrap());
+    let cpus = tree.root.child_mut("cpus").unwrap();
+    for (mpidr, method) in [(6_u32, "spin-table\0"), (7, "psci\0")] {
+        let mut cpu = DeviceTreeNode::new(format!("cpu@{mpidr}")).unwrap();
+        let reg = mpidr.to_be_bytes().to_vec();
+        for (name, value) in [
+            ("device_type", b"cpu\0".to_vec()),
+            ("enable-method", method.as_bytes().to_vec()),
+            ("reg", reg),
+        ] {
+            cpu.add_property(DeviceTreeProperty::new(name, value).unwrap());
+        }
+        cpus.add_child(cpu);
+    }
+    *dtb = tree.to_dtb();
+}
+
+#[test]
+fn cpus_that_cannot_be_started_are_left_out() {
+    let mut machine = tags().with_dtb(add_cpus);
+    machine.spec.cpus = 4;
+    let run = run(&machine);
+    assert_tags_pass(&run);
+    let out = &run.finished.output;
+    for line in [
+        "the CPU with MPIDR 0x6 is left out: its enable-method in the DTB is not \"psci\"",
+        "the CPU with MPIDR 0x7 is left out: no GIC redistributor",
+        "mte_perm=true cpus=4",
+    ] {
+        assert!(out.contains(line), "no {line:?}: {}", run.transcript());
+    }
+    assert_eq!(out.matches("left out").count(), 2, "{}", run.transcript());
+    assert_eq!(run.figure("/machine/cpus"), 6, "{}", run.transcript());
+}
+
 #[test]
 fn a_machine_without_a_bundle_says_so() {
     assert_fatal(&run(&hello().with_bundle(Vec::clear)), "bundle");

@@ -55,6 +55,12 @@ pub fn enable_cpu(cpu: u64) {
     write_sys!("S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1
 }
 
+/// Whether private interrupt `id` of CPU `cpu` is active, as its redistributor says.
+pub fn is_active(cpu: u64, id: u64) -> bool {
+    let redistributor = REDISTRIBUTOR + cpu * NEXT_REDISTRIBUTOR;
+    read32(redistributor + SGI_FRAME + 0x300) >> id & 1 != 0 // GICR_ISACTIVER0
+}
+
 /// Enables the first CPU's private interrupt `id`, 16 to 31.
 pub fn enable_ppi(id: u64) {
     write32(REDISTRIBUTOR + SGI_FRAME + 0x100, 1 << (id & 31));

@@ -6,6 +6,8 @@ use core::arch::asm;
 pub const VERSION: u64 = 0x8400_0000;
 /// CPU_SUSPEND, 64-bit.
 pub const CPU_SUSPEND: u64 = 0xc400_0001;
+/// CPU_OFF.
+pub const CPU_OFF: u64 = 0x8400_0002;
 /// CPU_ON, 64-bit.
 pub const CPU_ON: u64 = 0xc400_0003;
 /// AFFINITY_INFO, 64-bit.

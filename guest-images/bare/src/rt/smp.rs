@@ -1,16 +1,20 @@
-//! A second CPU: where it starts, with a stack of its own and the same vectors.
+//! Other CPUs: where they start, each with a stack of its own and the same vectors.
 
 use core::arch::global_asm;
 
 use super::psci::{self, hvc};
+use crate::read_sys;
 
 global_asm!(
     ".section .text.second, \"ax\"",
     "second_entry:", // x0 = the function to call
     "msr daifset, #0xf",
     "msr spsel, #1",
-    "adrp x1, second_stack_top",
-    "add x1, x1, :lo12:second_stack_top",
+    "mrs x2, mpidr_el1",
+    "and x2, x2, #15",
+    "adrp x1, second_stacks",
+    "add x1, x1, :lo12:second_stacks",
+    "add x1, x1, x2, lsl #13", // CPU 1 has the first 8 KiB
     "mov sp, x1",
     "adrp x1, vectors_el1",
     "add x1, x1, :lo12:vectors_el1",
@@ -23,8 +27,8 @@ global_asm!(
     "b 1b",
     ".section .bss.second_stack, \"aw\", %nobits",
     ".balign 16",
-    ".space 8192",
-    "second_stack_top:",
+    "second_stacks:",
+    ".space 8192 * 7",
     ".text",
 );
 
@@ -33,8 +37,21 @@ unsafe extern "C" {
     fn second_entry();
 }
 
-/// Starts CPU 1 in `main`, at EL1 with the MMU off and interrupts masked; what PSCI's CPU_ON answers.
-pub fn start_second(main: extern "C" fn() -> !) -> u64 {
+/// The most CPUs there can be, the first included.
+pub const MOST: u64 = 8;
+
+/// Starts CPU `cpu`, 1 to 7, in `main`, at EL1 with the MMU off and interrupts masked; what PSCI's CPU_ON answers.
+pub fn start(cpu: u64, main: extern "C" fn() -> !) -> u64 {
     let entry = second_entry as *const () as u64;
-    hvc(psci::CPU_ON, [1, entry, main as *const () as u64])
+    hvc(psci::CPU_ON, [cpu, entry, main as *const () as u64])
+}
+
+/// Starts CPU 1.
+pub fn start_second(main: extern "C" fn() -> !) -> u64 {
+    start(1, main)
+}
+
+/// The number of the CPU that executes this.
+pub fn this_cpu() -> u64 {
+    read_sys!("MPIDR_EL1") & 15
 }
