@@ -86,6 +86,8 @@ pub enum Bug {
     // What was seen before the lock was taken.
     /// A page that the guest's walk found invalid is vacant, even if only broken for a move.
     BusyTakenForVacant,
+    /// A frame that was free when the fault was taken is given without a second look.
+    FrameChosenBeforeLock,
     /// A tag access fault does what seemed right when it was taken.
     NoRevalidation,
 
@@ -106,4 +108,55 @@ pub enum Bug {
     UnfairLock,
     /// What to do is found under the lock, and done under the lock taken anew, if still right.
     RetryOutsideLock,
+}
+
+impl Bug {
+    /// All bugs, in the order of their declaration.
+    pub const ALL: [Self; 45] = [
+        Self::NoTlbi,
+        Self::LocalTlbi,
+        Self::TlbiUnderOwnVmid,
+        Self::OnlyStage2Tlbi,
+        Self::OnlyCombinedTlbi,
+        Self::NoDsbBeforeTlbi,
+        Self::NoDsbAfterTlbi,
+        Self::SingleTlbiWithErratum,
+        Self::NoBreak,
+        Self::VmidReusedWithoutTlbi,
+        Self::ResetGivesBackBeforeTlbi,
+        Self::CopyBeforeBreak,
+        Self::MakeBeforeReserve,
+        Self::NoTagClear,
+        Self::TagClearAfterMake,
+        Self::MakeBeforeVisible,
+        Self::ReleaseBeforeBreak,
+        Self::NoDataMaintenanceOnReserve,
+        Self::NoTagMaintenanceOnReserve,
+        Self::NoDsbBetweenMaintenance,
+        Self::NoTagMaintenanceOnRelease,
+        Self::NoScrub,
+        Self::ScrubNotToPoc,
+        Self::NoZero,
+        Self::LendUnswept,
+        Self::LendReserved,
+        Self::StorageMappedTagged,
+        Self::NoEviction,
+        Self::EvictionInsideBlock,
+        Self::SwapWithoutBreak,
+        Self::ZeroInsteadOfCopy,
+        Self::TagsOfOldFrameCleared,
+        Self::CompactionLosesTags,
+        Self::DemotionLosesTags,
+        Self::ScanBeforeBreak,
+        Self::BusyTakenForVacant,
+        Self::FrameChosenBeforeLock,
+        Self::NoRevalidation,
+        Self::UserNotCounted,
+        Self::UserDroppedTwice,
+        Self::HoldKeptOnRefusal,
+        Self::AllocationAfterBreak,
+        Self::LockPerVm,
+        Self::UnfairLock,
+        Self::RetryOutsideLock,
+    ];
 }

@@ -132,16 +132,9 @@ pub struct State {
     pub left: Option<u8>,
     /// What steps broke.
     pub broken: Broken,
-    /// Whether the lock that a CPU waits for at its next step is another's.
-    blocked_on: [Option<Cpu>; CPUS],
 }
 
 impl State {
-    /// The CPU that `cpu` waits for.
-    pub fn waits_for(&self, cpu: Cpu) -> Option<Cpu> {
-        self.blocked_on[cpu]
-    }
-
     fn tables(&self) -> Tables {
         Tables {
             leaves: self.machine.table,
@@ -212,7 +205,7 @@ impl World {
     /// Two VMs of one vCPU each. The first owns the coverage of block 0, the second that of block 1; both may have pages
     /// in either block.
     pub const fn two_vms() -> Self {
-        Self::new([0, 0, 1, 1], [0, 1], 4, [VM0, VM1])
+        Self::new([0, 1, 0, 1], [0, 1], 4, [VM0, VM1])
     }
 
     /// One VM of two vCPUs.
@@ -247,6 +240,13 @@ impl World {
             unswept: false,
             limit: None,
         }
+    }
+
+    /// This world with a bug in it.
+    #[must_use]
+    pub const fn with_bug(mut self, bug: Bug) -> Self {
+        self.protocol.bug = Some(bug);
+        self
     }
 
     const fn who(&self) -> &Who {
@@ -304,6 +304,7 @@ impl World {
         let mut tables = state.tables();
         match cause {
             Cause::TagFault(_) if self.has(Bug::NoRevalidation) => {}
+            Cause::Fault(_) if self.has(Bug::FrameChosenBeforeLock) => {}
             Cause::Fault(page) if self.has(Bug::BusyTakenForVacant) => {
                 tables.owned[page as usize] = None;
             }
@@ -315,7 +316,7 @@ impl World {
     fn stores(&self, state: &State, cpu: Cpu, actions: &mut Vec<Action>) {
         for page in self.who().pages_of(self.who().running(cpu)) {
             let mut by = state.machine.landing(cpu, page);
-            if state.cpus[cpu].mode == Mode::Guest {
+            if state.cpus[cpu as usize].mode == Mode::Guest {
                 by |= Leaves::from(state.machine.table[page as usize]);
             }
             let mut last = None;
@@ -339,7 +340,7 @@ impl World {
 
     fn come(&self, state: &mut State, cpu: Cpu, cause: Cause, choice: u8) {
         let early = self.early_plans(state, cause);
-        state.cpus[cpu].mode = match early.get(usize::from(choice)) {
+        state.cpus[cpu as usize].mode = match early.get(usize::from(choice)) {
             Some(&plan) => Mode::Planned(cause, plan),
             None => Mode::Waiting(cause),
         };
@@ -351,16 +352,16 @@ impl World {
         dequeue(state, cpu);
         for (other, waiting) in state.cpus.iter_mut().enumerate() {
             let waits = matches!(waiting.mode, Mode::Waiting(_) | Mode::Planned(..));
-            if other != cpu && waits {
+            if other != cpu as usize && waits {
                 waiting.overtaken = (waiting.overtaken + 1).min(2);
             }
         }
-        state.cpus[cpu].overtaken = 0;
-        let plan = match state.cpus[cpu].mode {
+        state.cpus[cpu as usize].overtaken = 0;
+        let plan = match state.cpus[cpu as usize].mode {
             Mode::Planned(cause, plan) if self.has(Bug::RetryOutsideLock) => {
                 let plans = self.protocol.plans(&state.tables(), cause, &self.homes);
                 if !plans.contains(&plan) && !plans.is_empty() {
-                    let cpu_state = &mut state.cpus[cpu];
+                    let cpu_state = &mut state.cpus[cpu as usize];
                     cpu_state.replanned = (cpu_state.replanned + 1).min(2);
                     cpu_state.mode = Mode::Waiting(cause);
                     return enqueue(state, cpu);
@@ -374,7 +375,7 @@ impl World {
                 if let Some(plan) = plan
                     && self.has(Bug::RetryOutsideLock)
                 {
-                    state.cpus[cpu].mode = Mode::Planned(cause, plan);
+                    state.cpus[cpu as usize].mode = Mode::Planned(cause, plan);
                     return enqueue(state, cpu);
                 }
                 plan
@@ -387,22 +388,22 @@ impl World {
             return leave(state, cpu);
         };
         if let Plan::Tag { refused: true, .. } = plan {
-            state.cpus[cpu].before = state.fingerprint_of_tables();
+            state.cpus[cpu as usize].before = state.fingerprint_of_tables();
         }
         state.holders[self.lock_of(cpu)] = Some(cpu);
-        state.cpus[cpu].mode = Mode::Running { plan, at: 0 };
+        state.cpus[cpu as usize].mode = Mode::Running { plan, at: 0 };
     }
 
     /// The next step of a handler, with those that are nobody else's business.
     fn run(&self, state: &mut State, cpu: Cpu, tags_first: bool) {
         let own = self.who().running(cpu);
-        let Mode::Running { mut plan, mut at } = state.cpus[cpu].mode else {
+        let Mode::Running { mut plan, mut at } = state.cpus[cpu as usize].mode else {
             return;
         };
         let mut step = self.protocol.step(&plan, own, at);
         loop {
             self.carry_out(state, cpu, step, &mut plan, tags_first);
-            if state.cpus[cpu].mode == Mode::Guest {
+            if state.cpus[cpu as usize].mode == Mode::Guest {
                 return;
             }
             at += 1;
@@ -411,7 +412,7 @@ impl World {
                 break;
             }
         }
-        state.cpus[cpu].mode = Mode::Running { plan, at };
+        state.cpus[cpu as usize].mode = Mode::Running { plan, at };
     }
 
     fn carry_out(
@@ -429,7 +430,7 @@ impl World {
             Step::UnlockOther(vm) => state.holders[usize::from(vm)] = None,
             Step::Unlock => {
                 if let Plan::Tag { refused: true, .. } = plan {
-                    let same = state.cpus[cpu].before == state.fingerprint_of_tables();
+                    let same = state.cpus[cpu as usize].before == state.fingerprint_of_tables();
                     state.broken.unless(same, Rule::RefusalLeavesNoTrace);
                 }
                 state.holders[self.lock_of(cpu)] = None;
@@ -446,18 +447,18 @@ impl World {
                 state.broken.unless(!broken, Rule::BreakBeforeMake);
             }
             Step::Dsb => machine.synchronize(who, cpu, tags_first),
-            Step::Vttbr(vm) => machine.vttbr[cpu] = vm,
-            Step::TlbiStage2(page) if machine.vttbr[cpu] == who.owner(page) => {
+            Step::Vttbr(vm) => machine.vttbr[cpu as usize] = vm,
+            Step::TlbiStage2(page) if machine.vttbr[cpu as usize] == who.owner(page) => {
                 machine.invalidate_stage2(self.shareable(cpu), page);
             }
             Step::TlbiStage2(_) => {}
             Step::TlbiCombined => {
-                for page in who.pages_of(machine.vttbr[cpu]) {
+                for page in who.pages_of(machine.vttbr[cpu as usize]) {
                     machine.invalidate_combined(self.shareable(cpu), page);
                 }
             }
             Step::TlbiVm => {
-                for page in who.pages_of(machine.vttbr[cpu]) {
+                for page in who.pages_of(machine.vttbr[cpu as usize]) {
                     machine.invalidate_stage2(self.shareable(cpu), page);
                     machine.invalidate_combined(self.shareable(cpu), page);
                 }
@@ -488,25 +489,25 @@ impl World {
     fn shareable(&self, cpu: Cpu) -> std::ops::Range<Cpu> {
         match self.has(Bug::LocalTlbi) {
             true => cpu..cpu + 1,
-            false => 0..CPUS,
+            false => 0..CPUS as Cpu,
         }
     }
 
-    /// Whom each CPU waits for.
-    fn note_waits(&self, state: &mut State) {
-        for cpu in 0..CPUS {
-            let lock = match state.cpus[cpu].mode {
-                Mode::Guest => None,
-                Mode::Waiting(_) | Mode::Planned(..) => Some(self.lock_of(cpu)),
-                Mode::Running { plan, at } => {
-                    match self.protocol.step(&plan, self.who().running(cpu), at) {
-                        Step::Lock(vm) => Some(usize::from(vm)),
-                        _ => None,
-                    }
+    /// The CPU that `cpu` waits for.
+    pub fn waits_for(&self, state: &State, cpu: Cpu) -> Option<Cpu> {
+        let lock = match state.cpus[cpu as usize].mode {
+            Mode::Guest => return None,
+            Mode::Waiting(_) | Mode::Planned(..) => self.lock_of(cpu),
+            // Only a handler that has one lock already waits for another.
+            Mode::Running { plan, at } if self.has(Bug::LockPerVm) => {
+                match self.protocol.step(&plan, self.who().running(cpu), at) {
+                    Step::Lock(vm) => usize::from(vm),
+                    _ => return None,
                 }
-            };
-            state.blocked_on[cpu] = lock.and_then(|lock| state.holders[lock]);
-        }
+            }
+            Mode::Running { .. } => return None,
+        };
+        state.holders[lock]
     }
 }
 
@@ -525,7 +526,7 @@ fn dequeue(state: &mut State, cpu: Cpu) {
 
 /// Back to the guest.
 fn leave(state: &mut State, cpu: Cpu) {
-    state.cpus[cpu] = CpuState {
+    state.cpus[cpu as usize] = CpuState {
         mode: Mode::Guest,
         overtaken: 0,
         replanned: 0,
@@ -582,13 +583,12 @@ impl Model for World {
             written: [Written::default(); PAGES],
             left: self.limit,
             broken: Broken::default(),
-            blocked_on: [None; CPUS],
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        for cpu in 0..CPUS {
-            match state.cpus[cpu].mode {
+        for cpu in 0..CPUS as Cpu {
+            match state.cpus[cpu as usize].mode {
                 Mode::Guest => self.causes(state, cpu, actions),
                 Mode::Waiting(cause) if self.may_acquire(state, cpu) => {
                     let plans = self.protocol.plans(&state.tables(), cause, &self.homes);
@@ -598,7 +598,7 @@ impl Model for World {
                 Mode::Planned(..) if self.may_acquire(state, cpu) => {
                     actions.push(Action::Acquire(cpu, 0));
                 }
-                Mode::Running { .. } if state.waits_for(cpu).is_none() => {
+                Mode::Running { .. } if self.waits_for(state, cpu).is_none() => {
                     actions.push(Action::Step(cpu, true));
                     if state.machine.has_two_orders(cpu) {
                         actions.push(Action::Step(cpu, false));
@@ -637,7 +637,6 @@ impl Model for World {
                 state.machine.write_back_tags(frame).then_some(())?;
             }
         }
-        self.note_waits(&mut state);
         Some(state)
     }
 
@@ -670,7 +669,7 @@ impl Model for World {
 /// The property of a rule. A property is a plain function, so its rule is a type.
 fn always<const RULE: usize>() -> Property<World> {
     Property::always(Rule::ALL[RULE].name(), |world, state| {
-        Rule::ALL[RULE].holds(world.who(), state)
+        Rule::ALL[RULE].holds(world, state)
     })
 }
 
@@ -712,8 +711,8 @@ impl World {
                     matches!(plan, Plan::Tag { swap: Some(_), .. })
                 })
             }),
-            Property::sometimes("a CPU waits for another", |_, state: &State| {
-                (0..CPUS).any(|cpu| state.waits_for(cpu).is_some())
+            Property::sometimes("a CPU waits for another", |world: &Self, state: &State| {
+                (0..CPUS as Cpu).any(|cpu| world.waits_for(state, cpu).is_some())
             }),
         ];
         if self.who().erratum {

@@ -29,7 +29,7 @@ pub type Block = u8;
 /// A VM, which is its VMID too.
 pub type Vm = u8;
 /// A CPU.
-pub type Cpu = usize;
+pub type Cpu = u8;
 
 /// A frame of host memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -111,13 +111,13 @@ impl Who {
 
     /// The VM that runs on a CPU.
     pub const fn running(&self, cpu: Cpu) -> Vm {
-        self.running[cpu]
+        self.running[cpu as usize]
     }
 
     /// The CPUs that run a VM.
     pub fn cpus_of(&self, vm: Vm) -> impl Iterator<Item = Cpu> + use<> {
         let running = self.running;
-        (0..CPUS).filter(move |&cpu| running[cpu] == vm)
+        (0..CPUS as Cpu).filter(move |&cpu| running[cpu as usize] == vm)
     }
 
     /// All pages.
@@ -469,51 +469,51 @@ impl Machine {
     /// Zeroes a frame, through EL2's untagged view.
     pub fn zero(&mut self, cpu: Cpu, frame: Frame) {
         self.store(frame, Value::Zero);
-        self.unsettled[cpu].data |= bit(frame);
+        self.unsettled[cpu as usize].data |= bit(frame);
     }
 
     /// Copies a frame's data, through EL2's untagged view.
     pub fn copy(&mut self, cpu: Cpu, from: Frame, to: Frame) {
         let value = self.read(from);
         self.store(to, value);
-        self.unsettled[cpu].data |= bit(to);
+        self.unsettled[cpu as usize].data |= bit(to);
     }
 
     /// Zeroes a frame's tags, through EL2's tagged view.
     pub fn zero_tags(&mut self, cpu: Cpu, frame: Frame) {
         self.store_tags(frame, Value::Zero);
-        self.unsettled[cpu].tags |= bit(frame);
+        self.unsettled[cpu as usize].tags |= bit(frame);
     }
 
     /// Copies a frame's tags, through EL2's tagged view.
     pub fn copy_tags(&mut self, cpu: Cpu, from: Frame, to: Frame) {
         let value = self.tags(from).unwrap_or(Value::Garbage);
         self.store_tags(to, value);
-        self.unsettled[cpu].tags |= bit(to);
+        self.unsettled[cpu as usize].tags |= bit(to);
     }
 
     /// DC CIVAC on a block: done when waited for.
     pub const fn clean_data(&mut self, cpu: Cpu, block: Block) {
-        self.unsettled[cpu].clean_data |= 1 << block;
+        self.unsettled[cpu as usize].clean_data |= 1 << block;
     }
 
     /// DC CIGVAC on a frame: done when waited for.
     pub const fn clean_tags(&mut self, cpu: Cpu, frame: Frame) {
-        self.unsettled[cpu].clean_tags |= bit(frame);
+        self.unsettled[cpu as usize].clean_tags |= bit(frame);
     }
 
     /// Writes an entry: walks may see the old one until published.
     pub fn write_entry(&mut self, who: &Who, cpu: Cpu, page: Page, leaf: Option<Leaf>) {
         self.publish(who, cpu);
         let old = std::mem::replace(&mut self.table[page as usize], leaf);
-        self.unsettled[cpu].entry = Some((page, old));
+        self.unsettled[cpu as usize].entry = Some((page, old));
     }
 
     fn publish(&mut self, who: &Who, cpu: Cpu) {
-        if let Some((page, old)) = self.unsettled[cpu].entry.take() {
+        if let Some((page, old)) = self.unsettled[cpu as usize].entry.take() {
             let old = Leaves::from(old) & !Leaves::from(self.table[page as usize]);
             for other in who.cpus_of(who.owner(page)) {
-                let tlb = &mut self.tlbs[other][page as usize];
+                let tlb = &mut self.tlbs[other as usize][page as usize];
                 tlb.stage2 |= old;
                 tlb.combined |= old;
             }
@@ -528,7 +528,7 @@ impl Machine {
             clean_data,
             clean_tags,
             ..
-        } = std::mem::take(&mut self.unsettled[cpu]);
+        } = std::mem::take(&mut self.unsettled[cpu as usize]);
         for now_tags in [tags_first, !tags_first] {
             if now_tags {
                 for frame in Frame::TAGGABLE {
@@ -554,13 +554,13 @@ impl Machine {
 
     /// Whether the next DSB has two orders to do its work in.
     pub const fn has_two_orders(&self, cpu: Cpu) -> bool {
-        self.unsettled[cpu].clean_data != 0 && self.unsettled[cpu].clean_tags != 0
+        self.unsettled[cpu as usize].clean_data != 0 && self.unsettled[cpu as usize].clean_tags != 0
     }
 
     /// TLBI IPAS2E1IS: entries of stage 2 for a page.
     pub fn invalidate_stage2(&mut self, cpus: impl Iterator<Item = Cpu>, page: Page) {
         for cpu in cpus {
-            let tlb = &mut self.tlbs[cpu][page as usize];
+            let tlb = &mut self.tlbs[cpu as usize][page as usize];
             tlb.under_way |= tlb.stage2.take();
         }
     }
@@ -568,7 +568,7 @@ impl Machine {
     /// TLBI VMALLE1IS: combined entries of a page of the VMID.
     pub fn invalidate_combined(&mut self, cpus: impl Iterator<Item = Cpu>, page: Page) {
         for cpu in cpus {
-            let tlb = &mut self.tlbs[cpu][page as usize];
+            let tlb = &mut self.tlbs[cpu as usize][page as usize];
             tlb.under_way |= tlb.combined.take();
         }
     }
@@ -586,12 +586,12 @@ impl Machine {
     pub fn reach(&self, cpu: Cpu, page: Page) -> Leaves {
         Leaves::from(self.table[page as usize])
             | self.unpublished(page)
-            | self.tlbs[cpu][page as usize].loads()
+            | self.tlbs[cpu as usize][page as usize].loads()
     }
 
     /// By what a store to the page may land, issued before the CPU came to EL2, if it did.
     pub fn landing(&self, cpu: Cpu, page: Page) -> Leaves {
-        self.unpublished(page) | self.tlbs[cpu][page as usize].stores()
+        self.unpublished(page) | self.tlbs[cpu as usize][page as usize].stores()
     }
 
     /// By what the page may be reached by anyone, in any way.

@@ -3,10 +3,10 @@
 use std::ops::BitOrAssign;
 
 use crate::machine::{
-    Access, BLOCKS, Block, Cpu, Frame, Leaf, Line, Page, Value, Who, coverage, storage,
+    Access, BLOCKS, Block, CPUS, Cpu, Frame, Leaf, Line, Page, Value, Who, coverage, storage,
 };
 use crate::protocol::{BlockState, Step};
-use crate::{Mode, State};
+use crate::{Mode, State, World};
 
 /// A rule that must never be broken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -90,7 +90,8 @@ impl Rule {
     }
 
     /// Whether `state` keeps the rule.
-    pub fn holds(self, who: &Who, state: &State) -> bool {
+    pub fn holds(self, world: &World, state: &State) -> bool {
+        let who = &world.protocol.who;
         !state.broken.contains(self)
             && match self {
                 Self::OneOwner => frames_have_one_owner(state),
@@ -99,11 +100,12 @@ impl Rule {
                 Self::StorageNeverTagged => reachable(who, state)
                     .all(|leaf| leaf.access == Access::Data || leaf.frame.block().is_some()),
                 Self::UsersCounted => blocks().all(|block| users_are_counted(who, state, block)),
-                Self::FirstTagsZero
-                | Self::NothingOfOthers
-                | Self::LastWriteRead
-                | Self::NoStaleLine => {
-                    !(0..state.cpus.len()).any(|cpu| loads_break(who, state, cpu, self))
+                Self::FirstTagsZero | Self::NothingOfOthers | Self::LastWriteRead => {
+                    !(0..CPUS as Cpu).any(|cpu| loads_break(who, state, cpu, self))
+                }
+                Self::NoStaleLine => {
+                    blocks().all(|block| lines_are_fresh(state, block))
+                        && !(0..CPUS as Cpu).any(|cpu| loads_break(who, state, cpu, self))
                 }
                 Self::TagAccessGoesWithZeroTags => who.all_pages().all(|page| {
                     let leaf = state.machine.table[page as usize];
@@ -114,7 +116,7 @@ impl Rule {
                     state.machine.table[page as usize].is_none()
                         || state.machine.not_as_table(page).is_empty()
                 }),
-                Self::NoDeadlock => (0..state.cpus.len()).all(|cpu| can_go_on(state, cpu)),
+                Self::NoDeadlock => (0..CPUS as Cpu).all(|cpu| can_go_on(world, state, cpu)),
                 Self::RacesLostBounded => state
                     .cpus
                     .iter()
@@ -187,6 +189,19 @@ fn has_one_role(who: &Who, state: &State, block: Block) -> bool {
     }
 }
 
+/// In the view that its role is used by.
+fn lines_are_fresh(state: &State, block: Block) -> bool {
+    match state.blocks[block as usize] {
+        BlockState::Reserved { .. } => coverage(block)
+            .iter()
+            .all(|&frame| state.machine.tag_line(frame) != Line::Stale),
+        BlockState::Free | BlockState::Lent | BlockState::Evicting => {
+            state.machine.data_line(block) != Line::Stale
+        }
+        BlockState::Unswept | BlockState::Scrubbing => true,
+    }
+}
+
 /// Only at rest: a handler counts first and maps then.
 fn users_are_counted(who: &Who, state: &State, block: Block) -> bool {
     if state
@@ -211,7 +226,7 @@ fn users_are_counted(who: &Who, state: &State, block: Block) -> bool {
 
 /// Whether some load or tag load that the CPU can do now breaks `rule`.
 fn loads_break(who: &Who, state: &State, cpu: Cpu, rule: Rule) -> bool {
-    if state.cpus[cpu].mode != Mode::Guest {
+    if state.cpus[cpu as usize].mode != Mode::Guest {
         return false;
     }
     who.pages_of(who.running(cpu)).any(|page| {
@@ -263,10 +278,10 @@ fn blame(who: &Who, page: Page, value: Value, otherwise: Rule) -> Rule {
 }
 
 /// Whether the CPU waits for nobody, or for one that can go on.
-fn can_go_on(state: &State, cpu: Cpu) -> bool {
+fn can_go_on(world: &World, state: &State, cpu: Cpu) -> bool {
     let mut at = cpu;
-    for _ in 0..state.cpus.len() {
-        match state.waits_for(at) {
+    for _ in 0..CPUS {
+        match world.waits_for(state, at) {
             None => return true,
             Some(holder) => at = holder,
         }

@@ -1,0 +1,137 @@
+//! The protocol without a bug: no rule is broken, and what it is for is seen to happen.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use protocol_model::machine::Frame::{A0, A1, B0, T0};
+use protocol_model::{Operations, Rule, World};
+use stateright::{Checker, Expectation, Model, Path};
+
+const ALL: Operations = Operations {
+    release: true,
+    demote: true,
+    compact: true,
+    reset: true,
+};
+
+/// Everything at once, with so many operations.
+const fn busy(mut world: World, limit: u8) -> World {
+    world.operations = ALL;
+    world.homes.failures = true;
+    world.protocol.who.erratum = true;
+    world.limit = Some(limit);
+    world
+}
+
+/// What was explored of a world.
+struct Explored {
+    #[cfg_attr(not(feature = "full"), expect(dead_code))]
+    states: usize,
+    complete: bool,
+    /// What never happened of what might.
+    unseen: BTreeSet<&'static str>,
+}
+
+/// Explores `world` on two cores, whole or until so many transitions were followed. No rule may be broken.
+fn explore(name: &str, world: World, transitions: Option<usize>) -> Explored {
+    let begun = Instant::now();
+    let checker = world.checker().threads(2);
+    let checker = match transitions {
+        Some(transitions) => checker.target_state_count(transitions),
+        None => checker,
+    };
+    let checker = checker.spawn_bfs().join();
+    let (states, followed) = (checker.unique_state_count(), checker.state_count());
+    println!(
+        "{name}: {states} states, {followed} transitions, depth {}, {:.0} s",
+        checker.max_depth(),
+        begun.elapsed().as_secs_f64()
+    );
+    let mut discoveries = checker.discoveries();
+    for rule in Rule::ALL {
+        let path = discoveries.remove(rule.name()).map(Path::into_actions);
+        assert!(
+            path.is_none(),
+            "{name}: {} is broken by {path:#?}",
+            rule.name()
+        );
+    }
+    let properties = checker.model().properties();
+    let sights = properties
+        .iter()
+        .filter(|property| property.expectation == Expectation::Sometimes)
+        .map(|property| property.name);
+    Explored {
+        states,
+        complete: transitions.is_none_or(|transitions| followed < transitions),
+        unseen: sights
+            .filter(|name| !discoveries.contains_key(name))
+            .collect(),
+    }
+}
+
+#[test]
+fn two_vms_break_no_rule_within_three_operations() {
+    let explored = explore("two VMs", busy(World::two_vms(), 3), None);
+    let unseen = [
+        "a block has two users",
+        "a tagged page moves",
+        "both blocks are reserved",
+    ];
+    assert!(explored.complete);
+    assert_eq!(explored.unseen, unseen.into());
+}
+
+#[test]
+fn two_vcpus_break_no_rule_within_three_operations() {
+    let mut world = busy(World::two_vcpus(), 3);
+    world.protocol.who.pages = 2;
+    world.homes.frames = [&[A0, A1, B0, T0], &[]];
+    let explored = explore("two vCPUs", world, None);
+    let unseen = [
+        "a block has two users",
+        "a tagged page moves",
+        "both blocks are reserved",
+    ];
+    assert!(explored.complete);
+    assert_eq!(explored.unseen, unseen.into());
+}
+
+/// What takes more operations, on one CPU.
+#[test]
+fn one_vcpu_breaks_no_rule_within_five_operations() {
+    let mut world = World::two_vcpus();
+    world.operations.demote = true;
+    world.operations.compact = true;
+    world.limit = Some(5);
+    world.protocol.who.running = [0, 1];
+    world.protocol.who.pages = 2;
+    world.homes.frames = [&[A0, A1, B0], &[]];
+    let explored = explore("one vCPU", world, None);
+    let unseen = [
+        "a CPU waits for another",
+        "a page is evicted for a tagged one",
+        "a page lies in its own tag storage",
+        "a page lies in tag storage",
+    ];
+    assert!(explored.complete);
+    assert_eq!(explored.unseen, unseen.into());
+}
+
+/// Enough for ten million states.
+#[cfg(feature = "full")]
+const MANY: Option<usize> = Some(45_000_000);
+
+#[cfg(feature = "full")]
+#[test]
+fn two_vms_break_no_rule_in_ten_million_states() {
+    let explored = explore("two VMs at length", busy(World::two_vms(), 4), MANY);
+    assert!(explored.complete || explored.states >= 10_000_000);
+}
+
+#[cfg(feature = "full")]
+#[test]
+fn two_vcpus_break_no_rule_in_ten_million_states() {
+    let explored = explore("two vCPUs at length", busy(World::two_vcpus(), 4), MANY);
+    assert!(explored.complete || explored.states >= 10_000_000);
+}
