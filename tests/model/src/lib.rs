@@ -22,7 +22,14 @@
 //! * Contents finer than a page: a page is zero or as its guest wrote it.
 //! * A guest's own barriers and caches: coherent, and in order.
 //! * TLB entries that vanish by themselves: that only takes possibilities away.
+//! * A failure in the middle: a refusal is a plan that does nothing, and what it shows is that one which begins is seen.
 //! * Fairness of the scheduler: a guest whose page is taken again before it repeated its access faults again.
+//!
+//! # How far
+//!
+//! [`World::limit`] bounds the faults and operations that begin; what guests store meanwhile is not bounded. The tests explore all
+//! states with three of them, and with the feature `full` a breadth-first part of those with four.
+//! What is needed for a rule to mean anything (an eviction, a swap, two users, a late store ...) has to be seen there too.
 //!
 //! # Why one lock
 //!

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use protocol_model::machine::Frame::{A0, A1, B0, T0};
+use protocol_model::machine::Frame::{A0, A1, B0, T0, T1};
 use protocol_model::{Operations, Rule, World};
 use stateright::{Checker, Expectation, Model, Path};
 
@@ -97,11 +97,30 @@ fn two_vcpus_break_no_rule_within_three_operations() {
     assert_eq!(explored.unseen, unseen.into());
 }
 
+/// Dirty tag lines everywhere: a block's first use sweeps it, whatever the use.
+#[test]
+fn what_firmware_left_breaks_no_rule() {
+    let mut world = World::two_vms();
+    world.unswept = true;
+    world.operations.release = true;
+    world.limit = Some(4);
+    world.protocol.who.pages = 2;
+    world.homes.frames = [&[A0, T1], &[T0]];
+    let explored = explore("unswept", world, None);
+    let unseen = [
+        "a block has two users",
+        "both blocks are reserved",
+        "two pages are swapped",
+        "a page lies in its own tag storage",
+    ];
+    assert!(explored.complete);
+    assert_eq!(explored.unseen, unseen.into());
+}
+
 /// What takes more operations, on one CPU.
 #[test]
 fn one_vcpu_breaks_no_rule_within_five_operations() {
     let mut world = World::two_vcpus();
-    world.operations.demote = true;
     world.operations.compact = true;
     world.limit = Some(5);
     world.protocol.who.running = [0, 1];
