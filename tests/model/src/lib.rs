@@ -28,8 +28,9 @@
 //! # How far
 //!
 //! [`World::limit`] bounds the faults and operations that begin; what guests store meanwhile is not bounded. The tests explore all
-//! states with three of them, and with the feature `full` a breadth-first part of those with four.
-//! What is needed for a rule to mean anything (an eviction, a swap, two users, a late store ...) has to be seen there too.
+//! states with three of them, with the feature `full` all with four of two VMs, and a breadth-first part of those of two
+//! vCPUs. What is needed for a rule to mean anything (an eviction, a swap, two users, a late store ...) has to be
+//! seen there too.
 //!
 //! # Why one lock
 //!
