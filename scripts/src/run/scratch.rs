@@ -33,13 +33,16 @@ impl Scratch {
             .elapsed()
             .map(|time| time.subsec_nanos())
             .unwrap_or(0);
-        let dir = base.join(format!("{PREFIX}{}-{number}-{time:x}", std::process::id()));
+        let name = format!("{PREFIX}{}-{number}-{time:x}", std::process::id());
+        // Until it is locked it has another name: who sweeps at this moment must not take it for a dead owner's.
+        let (fresh, dir) = (base.join(format!(".{name}")), base.join(name));
         fs::DirBuilder::new()
             .mode(0o700)
-            .create(&dir)
+            .create(&fresh)
             .with_context(|| format!("cannot make a folder in {}: set TMPDIR", base.display()))?;
-        let lock = File::create(dir.join(LOCK))?;
+        let lock = File::create(fresh.join(LOCK))?;
         lock.lock()?;
+        fs::rename(&fresh, &dir)?;
         Ok(Self { dir, _lock: lock })
     }
 
@@ -87,5 +90,22 @@ mod tests {
         let path = second.path().to_path_buf();
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn nobody_sweeps_a_folder_that_somebody_is_making() {
+        let makers: Vec<_> = (0..4)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    for _ in 0..200 {
+                        let scratch = Scratch::new().unwrap();
+                        std::fs::write(scratch.path().join("file"), "").unwrap();
+                    }
+                })
+            })
+            .collect();
+        for maker in makers {
+            maker.join().unwrap();
+        }
     }
 }
