@@ -99,7 +99,9 @@ pub fn is_pending() -> bool {
 
 /// Starts the virtual timer, to fire in `ticks`.
 pub fn start_timer(ticks: u64) {
-    write_sys!("CNTV_TVAL_EL0", ticks);
+    // Not TVAL: it has 32 bits, 2 s at 1 GHz.
+    let at = read_sys!("CNTVCT_EL0").wrapping_add(ticks);
+    write_sys!("CNTV_CVAL_EL0", at);
     write_sys!("CNTV_CTL_EL0", 1);
 }
 
