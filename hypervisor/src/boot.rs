@@ -21,7 +21,7 @@ use stage2::memory::Memory;
 
 use crate::arch::cpu::{self, El2};
 use crate::arch::linear::{AddressSpace, Kind};
-use crate::arch::{self, FALLBACK_UART};
+use crate::arch::{self, FALLBACK_UART, timer};
 use crate::bundle::Bundle;
 use crate::config::{Config, PolicyChoice};
 use crate::cpus::{Cpus, Survey, release};
@@ -167,6 +167,8 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<(&'static Shared, ThisCpu), Fa
         hw,
         mte,
         policy,
+        eviction_rate: config.eviction_rate,
+        frequency: timer::frequency(),
         list_registers: cpus.all.interface.list_registers,
     };
     let facts = Facts {

@@ -1,8 +1,10 @@
 //! Exit dispatch: each exit of a guest is answered here, by one call per kind. A guest's mistake is answered to that guest;
 //! what no machine survives ends its VM only.
 
+use alloc::string::ToString;
+
 use stage2::addr::Ipa;
-use stage2::guest::{Access, MemError, Policy};
+use stage2::guest::{Access, MemError};
 use stage2::memory::Memory;
 
 use crate::cpu::Cpu;
@@ -180,7 +182,7 @@ fn data_abort<C: Cpu>(abort: DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<
     };
     match (abort.fault, abort.ipa_page) {
         (Stage2Fault::TagAccess, _) => tag_access(external, abort.far.unwrap_or(0), vm, vcpu, env),
-        (_, Some(page)) if is_ram(vm, page) => page_fault(page, vm, env),
+        (_, Some(page)) if is_ram(vm, page) => page_fault(page, vm, vcpu, env),
         // Maintenance of what has no cache lines: there is nothing to do. An AT reports the same, but only ever from its
         // table walk, and has a result to give: it falls through.
         (Stage2Fault::Translation { .. }, Some(_))
@@ -204,7 +206,7 @@ fn instruction_abort<C: Cpu>(
     env: &mut Env<'_, C>,
 ) -> Next {
     match abort.ipa_page {
-        Some(page) if is_ram(vm, page) => page_fault(page, vm, env),
+        Some(page) if is_ram(vm, page) => page_fault(page, vm, vcpu, env),
         _ => give(
             Exception::InstructionAbort { far: abort.far },
             vm,
@@ -218,21 +220,20 @@ fn is_ram(vm: &Vm, ipa: u64) -> bool {
     crate::devices::vpsci::PsciVm::is_ram(vm, ipa)
 }
 
-fn page_fault<C: Cpu>(page: u64, vm: &mut Vm, env: &mut Env<'_, C>) -> Next {
+fn page_fault<C: Cpu>(page: u64, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
     vm.exits.page += 1;
-    match env.memory.access_fault(env.cpu, vm.id, Ipa::new(page)) {
+    let ipa = Ipa::new(page);
+    let fault = tag_fault::evicting(vm, env, |memory, cpu, id, leave| {
+        memory.access_fault(cpu, id, ipa, leave)
+    });
+    match fault {
+        Ok(Access::Wait) => wait_for_leave(vm, vcpu),
         Ok(access) => {
-            let fresh_tags =
-                matches!(access, Access::Mapped(_)) && env.memory.policy() != Policy::Lazy;
-            env.mapped = Some(MappedPage {
-                ipa: Ipa::new(page),
-                fresh_tags,
-            });
+            let fresh_tags = matches!(access, Access::Mapped(_));
+            env.mapped = Some(MappedPage { ipa, fresh_tags });
             Next::Resume
         }
-        // It has ended meanwhile.
-        Err(MemError::NoSuchVm(_)) => Next::Yield,
-        Err(error) => Next::Fail(Failure::Memory(error)),
+        Err(error) => out_of_memory(error, vm, vcpu, env),
     }
 }
 
@@ -253,13 +254,41 @@ fn tag_access<C: Cpu>(
             Next::Resume
         }
         Ok(Resolution::Reenter) => Next::Resume,
+        Ok(Resolution::Wait) => wait_for_leave(vm, vcpu),
         Ok(Resolution::Unresolved) | Err(MemError::NotRam(_) | MemError::NotMte) => {
             vm.warn_guest(format_args!(
                 "tag access at va={far:#x} that stage 1 does not translate"
             ));
             give(external, vm, vcpu, env)
         }
-        Err(error) => Next::Fail(Failure::Memory(error)),
+        Err(error) => out_of_memory(error, vm, vcpu, env),
+    }
+}
+
+/// Lets the vCPU sleep until its VM may evict again; it repeats its access then.
+fn wait_for_leave(vm: &mut Vm, vcpu: usize) -> Next {
+    let at = Some(vm.throttle.next());
+    if let Some(vcpu) = vm.vcpus.get_mut(vcpu) {
+        vcpu.waiting = Some(Wake { at });
+    }
+    Next::Yield
+}
+
+/// The guest cannot have the page, or the tags, that it needs to go on.
+fn out_of_memory<C: Cpu>(error: MemError, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
+    match error {
+        // It has ended meanwhile.
+        MemError::NoSuchVm(_) => Next::Yield,
+        MemError::OverBudget { .. } => match tag_fault::give_back_unused(vm, vcpu, env) {
+            Ok(true) => Next::Resume,
+            Ok(false) => {
+                log::error!("vm={} stopped: {error}", vm.config.name);
+                vm.reason = Some(error.to_string());
+                Next::End(End::OverBudget)
+            }
+            Err(lost) => Next::Fail(Failure::Memory(lost)),
+        },
+        error => Next::Fail(Failure::Memory(error)),
     }
 }
 

@@ -28,6 +28,7 @@ mod run;
 pub mod sched;
 pub mod stacks;
 pub mod tag_fault;
+pub mod throttle;
 pub mod traps;
 pub mod vcpu;
 pub mod vm;

@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use crate::devices::vgic::ListRegisters;
 use crate::devices::vpsci::VcpuPower;
 use crate::devices::vtimer::EmulatedTimer;
+use crate::tag_fault::Search;
 use crate::traps::inject::spsr;
 use crate::traps::sysreg::VcpuSysRegs;
 use crate::traps::tag_access::LoopGuard;
@@ -58,6 +59,8 @@ pub struct Vcpu {
     pub physical_timer: EmulatedTimer,
     /// Keeps tag access faults from repeating for ever.
     pub tag_guard: LoopGuard,
+    /// What it looks for while its VM is at its budget.
+    pub search: Search,
     /// Whether it is on.
     pub power: VcpuPower,
     /// It waits for an interrupt, or until this count of the physical counter.
@@ -85,6 +88,7 @@ impl Vcpu {
             sysregs: VcpuSysRegs::RESET,
             physical_timer: EmulatedTimer::default(),
             tag_guard: LoopGuard::default(),
+            search: Search::default(),
             power: VcpuPower::Off,
             waiting: None,
             home: 0,

@@ -20,6 +20,7 @@ use crate::devices::{affinity, mpidr};
 use crate::guest_fdt::{self, FdtError, GuestMachine};
 use crate::image::{self, PlacementError, RAM_BASE};
 use crate::report::{End, Exits, VmInfo};
+use crate::throttle::Throttle;
 use crate::traps::id_regs::{GuestShape, IdRegs};
 use crate::vcpu::Vcpu;
 
@@ -35,6 +36,10 @@ pub struct Board {
     pub mte: bool,
     /// When tag storage is reserved.
     pub policy: Policy,
+    /// Pages a second that the tags of one VM may evict; 0: any number.
+    pub eviction_rate: u32,
+    /// Counts of the physical counter in a second.
+    pub frequency: u64,
     /// List registers of the GIC.
     pub list_registers: usize,
 }
@@ -63,6 +68,8 @@ pub enum StartError {
     NoFile(String),
     /// More VMs than VMIDs.
     TooMany,
+    /// Policy lazy, and no FEAT_MTE_PERM.
+    NotLazy,
 }
 
 impl fmt::Display for StartError {
@@ -80,6 +87,10 @@ impl fmt::Display for StartError {
             Self::Gic(error) => write!(f, "no GIC for it: {error}"),
             Self::NoFile(name) => write!(f, "the bundle has no file `{name}`"),
             Self::TooMany => write!(f, "there are no more VMIDs"),
+            Self::NotLazy => write!(
+                f,
+                "policy lazy needs FEAT_MTE_PERM, which this machine lacks: use policy eager or auto"
+            ),
         }
     }
 }
@@ -111,6 +122,8 @@ pub struct Vm {
     pub shape: GuestShape,
     /// Exits by cause.
     pub exits: Exits,
+    /// Its leave to evict pages of others.
+    pub throttle: Throttle,
     /// Lines about its mistakes that the console has had.
     pub warnings: u32,
     /// How it ended; none while it lives.
@@ -137,6 +150,8 @@ impl Vm {
         let number = u16::try_from(index).map_err(|_| StartError::TooMany)?;
         let id = VmId::new(number).ok_or(StartError::TooMany)?;
         let mte = config.mte && board.mte;
+        let policy = config.policy.of_vm(board.policy, board.hw.has_mte_perm());
+        let policy = policy.ok_or(StartError::NotLazy)?;
         let vgic = Vgic::new(config.vcpus, SPIS).map_err(StartError::Gic)?;
         let spec = GuestSpec {
             vm: id,
@@ -145,7 +160,8 @@ impl Vm {
             ram_base: Ipa::new(RAM_BASE),
             ram_bytes: config.memory,
             mte,
-            policy: board.policy,
+            policy,
+            tag_budget: config.tag_budget_bytes(),
         };
         memory.create(cpu, spec)?;
         let shape = GuestShape { mte };
@@ -160,6 +176,7 @@ impl Vm {
                 .collect(),
             shape,
             exits: Exits::default(),
+            throttle: Throttle::new(board.eviction_rate, board.frequency),
             warnings: 0,
             end: None,
             reason: None,

@@ -645,19 +645,32 @@ fn what_a_guest_has_not_been_given_is_undefined() {
 }
 
 #[test]
+fn a_vm_that_could_need_more_than_there_is_does_not_start_and_hurts_nobody() {
+    let mut rig = Rig::new(Policy::Lazy);
+    let before = rig.memory.account();
+    let refused = rig.try_start(config("large", 128 * MIB, 1)).unwrap_err();
+    let text = refused.to_string();
+    // Both sums, and what to do.
+    let sums = text.matches(" KiB").count();
+    assert!(sums == 2 && text.contains("lower memory"), "{text}");
+    assert_eq!(rig.memory.account(), before);
+    let (_, faults) = rig.run(BASE + 5 * MIB, |sim, guest, ipa| sim.store(guest, ipa, 1));
+    assert_eq!(faults, 1);
+}
+
+#[test]
 fn a_vm_for_which_no_memory_is_left_fails_alone() {
     for policy in [Policy::Lazy, Policy::Eager] {
         let mut rig = Rig::new(policy);
-        rig.start(config("large", 128 * MIB, 1));
-        let mut pages = (0..128).map(|piece| BASE + piece * MIB + 0x8000);
-        let failed = pages.find_map(|ipa| {
-            let next = rig.exit_of((2, 0), TRANSLATION, ipa, ipa);
-            (next != Next::Resume).then_some(next)
-        });
-        let no_memory = Next::Fail(Failure::Memory(MemError::NoMemory));
-        assert_eq!(failed, Some(no_memory));
+        rig.start(config("poor", 8 * MIB, 1));
+        // It was admitted, so this takes a machine that breaks its promise.
+        rig.memory.host_mut().refuse_after(Some(0));
+        let ipa = BASE + 3 * MIB;
+        let failed = rig.exit_of((2, 0), TRANSLATION, ipa, ipa);
+        assert_eq!(failed, Next::Fail(Failure::Memory(MemError::NoMemory)));
+        rig.memory.host_mut().refuse_after(None);
         // The others live, in what they have.
-        let (_, faults) = rig.run(BASE + 0x8_2000, |sim, guest, ipa| sim.store(guest, ipa, 1));
+        let (_, faults) = rig.run(BASE + 3 * MIB, |sim, guest, ipa| sim.store(guest, ipa, 1));
         assert_eq!(faults, 1);
         // And all comes back when it ends.
         let mut vm = rig.vms.pop().unwrap();

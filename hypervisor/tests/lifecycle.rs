@@ -296,9 +296,9 @@ fn what_cannot_start_is_refused_with_the_reason_and_costs_nothing() {
     let mut rig = Rig::empty(Policy::Lazy);
     let ledger = rig.ledger();
     let kernel = kernel();
-    let huge = vec![0; 40 * MIB as usize];
+    let huge = vec![0; 20 * MIB as usize];
     let images = |kernel, initrd| Images { kernel, initrd };
-    let table: [(VmConfig, Images<'_>, &str); 4] = [
+    let table: [(VmConfig, Images<'_>, &str); 5] = [
         (
             config("a", 2 * MIB, 1),
             images(&kernel, &[]),
@@ -306,9 +306,14 @@ fn what_cannot_start_is_refused_with_the_reason_and_costs_nothing() {
         ),
         (config("a", 8 * MIB, 1), images(&[], &[]), "kernel is empty"),
         (
-            config("a", 64 * MIB, 1),
-            images(&huge, &huge[..30 * MIB as usize]),
+            config("a", 32 * MIB, 1),
+            images(&huge, &huge[..11 * MIB as usize]),
             "give it more memory",
+        ),
+        (
+            config("a", 64 * MIB, 1),
+            images(&kernel, &[]),
+            "lower memory of some VM",
         ),
         (
             VmConfig {
@@ -322,34 +327,47 @@ fn what_cannot_start_is_refused_with_the_reason_and_costs_nothing() {
     for (config, images, reason) in table {
         let error = load(&mut rig, config, images).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
-        let mut vm = rig.vms.pop().unwrap();
-        vm.finish(End::Refused, &mut rig.memory, &mut rig.cpu)
-            .unwrap();
+        // One that is not even admitted has nothing to end.
+        let is_admitted = !matches!(error, StartError::Memory(_));
+        assert_eq!(rig.vms.len(), usize::from(is_admitted), "{reason}");
+        if let Some(mut vm) = rig.vms.pop() {
+            vm.finish(End::Refused, &mut rig.memory, &mut rig.cpu)
+                .unwrap();
+        }
         assert_eq!(rig.ledger(), ledger, "{reason}");
     }
 }
 
 #[test]
 fn a_vm_whose_images_find_no_memory_is_refused_and_gives_back_what_it_had() {
-    let mut rig = Rig::empty(Policy::Lazy);
-    rig.start(config("large", 128 * MIB, 1));
-    let mut pieces = (0..64).map(|piece| BASE + piece * 2 * MIB);
-    while rig.exit(TRANSLATION, 0, pieces.next().unwrap()) == Next::Resume {}
-    let ledger = rig.ledger();
-    let small = config("small", 8 * MIB, 1);
-    let mut vm = Vm::new(1, small, &rig.board, &mut rig.memory, &mut rig.cpu).unwrap();
-    let images = Images {
-        kernel: &kernel(),
-        initrd: &[],
-    };
-    let error = vm
-        .load(images, &[], &mut rig.memory, &mut rig.cpu)
-        .unwrap_err();
-    assert!(error.to_string().contains("no memory left"), "{error}");
-    vm.finish(End::Refused, &mut rig.memory, &mut rig.cpu)
-        .unwrap();
-    rig.check();
-    assert_eq!(rig.ledger(), ledger);
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::empty(policy);
+        rig.start(config("other", 8 * MIB, 1));
+        let ledger = rig.ledger();
+        let kernel = kernel();
+        let images = Images {
+            kernel: &kernel,
+            initrd: &[],
+        };
+        // It is admitted, so this takes a machine that breaks its promise: at each allocation in turn.
+        let mut refusals = 0;
+        loop {
+            let small = config("small", 8 * MIB, 1);
+            let mut vm = Vm::new(1, small, &rig.board, &mut rig.memory, &mut rig.cpu).unwrap();
+            rig.memory.host_mut().refuse_after(Some(refusals));
+            let loaded = vm.load(images, &[], &mut rig.memory, &mut rig.cpu);
+            // Its end needs no memory.
+            vm.finish(End::Refused, &mut rig.memory, &mut rig.cpu)
+                .unwrap();
+            rig.memory.host_mut().refuse_after(None);
+            rig.check();
+            assert_eq!(rig.ledger(), ledger, "{policy:?} {refusals}");
+            let Err(error) = loaded else { break };
+            assert!(error.to_string().contains("no memory left"), "{error}");
+            refusals += 1;
+        }
+        assert!(refusals > 0, "{policy:?}");
+    }
 }
 
 #[test]
@@ -407,7 +425,8 @@ fn use_memory(rig: &mut Rig) {
 fn a_vm_that_ends_gives_all_back_however_often() {
     for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
         let mut rig = Rig::empty(policy);
-        let before = rig.memory.account();
+        let before = rig.ledger();
+        let mut after_first = None;
         for _ in 0..if is_full() { 100 } else { 5 } {
             rig.start(config("a", 8 * MIB, 2));
             use_memory(&mut rig);
@@ -416,7 +435,10 @@ fn a_vm_that_ends_gives_all_back_however_often() {
             vm.finish(End::Off, memory, cpu).unwrap();
             rig.mapped = None;
             rig.check();
-            assert_eq!(rig.memory.account(), before, "{policy:?}");
+            assert_eq!(rig.ledger(), before, "{policy:?}");
+            // The first one's metadata are kept for the next, which needs no more.
+            let account = rig.memory.account();
+            assert_eq!(account, *after_first.get_or_insert(account), "{policy:?}");
             // Its report stays, and ending it again changes nothing.
             let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
             let end = Some(End::Off);
@@ -437,34 +459,42 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
         let mut rig = Rig::new(policy);
         let (fresh, account) = (rig.info(0), rig.memory.account());
         let neighbour = format!("{:?}", (&rig.vms[1].vcpus, rig.info(1)));
-        use_memory(&mut rig);
-        rig.exit(0x01 << 26 | IL, 0, 0);
-        let images = Images {
-            kernel: &kernel(),
-            initrd: &[],
-        };
-        let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
-        vm.reset(&rig.board, memory, cpu).unwrap();
-        vm.load(images, &[7; 32], memory, cpu).unwrap();
-        rig.mapped = None;
-        rig.check();
+        let mut metadata = None;
+        for _ in 0..3 {
+            use_memory(&mut rig);
+            rig.exit(0x01 << 26 | IL, 0, 0);
+            let images = Images {
+                kernel: &kernel(),
+                initrd: &[],
+            };
+            let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+            vm.reset(&rig.board, memory, cpu).unwrap();
+            vm.load(images, &[7; 32], memory, cpu).unwrap();
+            rig.mapped = None;
+            rig.check();
 
-        let vm = &rig.vms[0];
-        let info = vm.info(&rig.memory);
-        assert_eq!(format!("{:?}", info.pages), format!("{:?}", fresh.pages));
-        assert_eq!(info.reserved_bytes, fresh.reserved_bytes);
-        // It keeps its chunks, and no more: the rest is as at its start.
-        let now = rig.memory.account();
-        let rest = |of: MachineAccount| (of.reserved, of.tables, of.metadata, of.reclaimed);
-        assert_eq!(rest(now), rest(account), "{policy:?}");
-        assert_eq!(now.ledger.sum(), now.discovered);
-        let boot = &vm.vcpus[0];
-        assert_eq!((boot.context.pc, boot.waiting), (BASE + 0x8_0000, None));
-        assert!(boot.fresh && boot.is_runnable() && vm.vcpus[1].power == VcpuPower::Off);
-        assert_eq!(format!("{:?}", (&rig.vms[1].vcpus, rig.info(1))), neighbour);
-        let (data, _) = rig.run(BASE + 0x2_3000, SimMachine::load);
-        let (tag, _) = rig.run(BASE, SimMachine::ldg);
-        assert_eq!((data, tag), (0, 0));
+            let vm = &rig.vms[0];
+            let info = vm.info(&rig.memory);
+            assert_eq!(format!("{:?}", info.pages), format!("{:?}", fresh.pages));
+            assert_eq!(info.reserved_bytes, fresh.reserved_bytes);
+            // It keeps its chunks, and no more: the rest is as at its start.
+            let now = rig.memory.account();
+            let rest = |of: MachineAccount| (of.reserved, of.tables, of.reclaimed);
+            assert_eq!(rest(now), rest(account), "{policy:?}");
+            // The metadata that its first life took are kept for the next, which needs no more.
+            assert_eq!(now.metadata, *metadata.get_or_insert(now.metadata));
+            assert_eq!(now.ledger.sum(), now.discovered);
+            let boot = &vm.vcpus[0];
+            assert_eq!((boot.context.pc, boot.waiting), (BASE + 0x8_0000, None));
+            assert!(boot.fresh && boot.is_runnable() && vm.vcpus[1].power == VcpuPower::Off);
+            assert_eq!(format!("{:?}", (&rig.vms[1].vcpus, rig.info(1))), neighbour);
+            // In 2 MiB with images, and in 2 MiB without.
+            for page in [BASE + 0x4_6000, BASE + 0x23_0000] {
+                let (data, _) = rig.run(page, SimMachine::load);
+                let (tag, _) = rig.run(page, SimMachine::ldg);
+                assert_eq!((data, tag), (0, 0), "{policy:?} {page:#x}");
+            }
+        }
     }
 }
 

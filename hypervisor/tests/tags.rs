@@ -8,14 +8,17 @@
 mod support;
 
 use hypervisor::exit::{MappedPage, Next};
+use hypervisor::report::End;
 use hypervisor::traps::tag_access::AtForm;
 use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::fakes::SimMachine;
 use stage2::guest::Policy;
 use support::*;
 
-/// A page of RAM that nothing was loaded into.
-const PAGE: u64 = BASE + 0x10_0000;
+/// A page in 2 MiB of RAM that nothing was loaded into; the first access to any of them maps them all.
+const PAGE: u64 = BASE + 0x30_0000;
+/// A page in other 2 MiB of such RAM.
+const ELSEWHERE: u64 = PAGE + 2 * MIB;
 /// A virtual address, with a tag in its top byte.
 const VA: u64 = 0x0500_aaaa_0000_1230;
 const VA_PAGE: u64 = VA & !0xfff;
@@ -70,10 +73,11 @@ fn qemu_s_form_of_the_fault_is_the_same_fault() {
     // DFSC 0 and a TagAccess bit, as QEMU 11.1.3 reports it; HPFAR_EL2 holds rubbish.
     let mut rig = touched();
     let esr = TAG_ACCESS & !0x3f | WRITE;
-    assert_eq!(rig.exit(esr, VA, PAGE + 0x5000), Next::Resume);
+    assert_eq!(rig.exit(esr, VA, ELSEWHERE), Next::Resume);
     assert_eq!(tagged(&rig), 1);
+    assert_eq!(rig.mapped.map(|page| page.ipa), Some(Ipa::new(PAGE)));
     let memory = rig.memory_of(0);
-    assert_eq!(memory.translate(&rig.cpu, Ipa::new(PAGE + 0x5000)), None);
+    assert_eq!(memory.translate(&rig.cpu, Ipa::new(ELSEWHERE)), None);
 }
 
 #[test]
@@ -98,8 +102,12 @@ fn a_guest_finds_the_same_under_every_policy() {
 #[test]
 fn a_tag_access_to_an_untouched_page_maps_it_first() {
     let mut rig = Rig::new(Policy::Lazy);
+    let resident = rig.memory_of(0).account().resident;
     let (tag, faults) = rig.run(PAGE, SimMachine::ldg);
     assert_eq!((tag, faults), (0, 2));
+    // Its 2 MiB with it, and none of those has tag storage but the page itself.
+    assert_eq!(rig.memory_of(0).account().resident, resident + 2 * MIB);
+    assert_eq!((tagged(&rig), reserved_bytes(&rig)), (1, PAGE_SIZE));
 }
 
 #[test]
@@ -290,4 +298,44 @@ fn a_guest_reads_no_earlier_owner_s_tags_or_data() {
         assert_eq!(rig.run(PAGE, SimMachine::load).0, 0);
         assert_eq!(rig.run(PAGE, SimMachine::ldg).0, 0);
     }
+}
+
+/// A VM whose budget of one block is full of tags that are in use; it maps a page without tag access at [`VA`].
+fn at_its_budget() -> Rig {
+    let mut rig = Rig::empty(Policy::Lazy);
+    rig.start(hypervisor::config::VmConfig {
+        tag_budget: Some(PAGE_SIZE),
+        ..config("frugal", 8 * MIB, 2)
+    });
+    for page in 0..32 {
+        rig.run(PAGE + page * PAGE_SIZE, |sim, guest, ipa| {
+            sim.stg(guest, ipa, 7)
+        });
+    }
+    let another = PAGE + 32 * PAGE_SIZE;
+    rig.run(another, SimMachine::load);
+    rig.cpu.stage1 = vec![(AtForm::S1E1A, VA_PAGE, another)];
+    rig
+}
+
+#[test]
+fn a_vm_at_its_budget_ends_after_each_page_was_looked_at_in_vain() {
+    let mut rig = at_its_budget();
+    // 2,048 pages, 1,024 a time.
+    assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
+    assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::End(End::OverBudget));
+}
+
+#[test]
+fn a_vm_that_gave_tags_up_since_another_search_is_not_over_its_budget() {
+    let mut rig = at_its_budget();
+    // The guest is interrupted while its pages are looked at, and does something else for a while.
+    assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
+    rig.run(PAGE, |sim, guest, ipa| sim.stg(guest, ipa, 0));
+    rig.context().pc += 4;
+    let faults = (0..100)
+        .take_while(|_| rig.exit(TAG_ACCESS, VA, 0) == Next::Resume && rig.mapped.is_none());
+    assert!(faults.count() < 3);
+    assert_eq!(tagged(&rig), 32);
+    assert_eq!(rig.run(PAGE + 32 * PAGE_SIZE, SimMachine::ldg), (0, 0));
 }

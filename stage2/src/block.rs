@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Unswept --Sweep--> Free --Lend--> Lent --BeginEvict--> Evicting --Reserve--> Reserved
-//!                     ^ ^            | ^                  |                     |  ^  AddUser
+//!                     ^ ^            | ^                  |   (drained)         |  ^  AddUser
 //!                     | +---Return---+ +----AbortEvict----+            DropUser |  |  DropUser
 //!                     +--FinishScrub-- Scrubbing <----(the last user)-----------+--+
 //! Free --Reserve--> Reserved                                    Offline: never leaves
@@ -18,12 +18,18 @@ pub const MAX_USERS: u32 = (1 << 29) - 1;
 pub enum BlockState {
     /// Holds nothing, but a boot stage may have left dirty tag lines of its coverage.
     Unswept,
-    /// Holds nothing; scrubbed.
+    /// Holds nothing that anybody needs; no dirty tag line of its coverage exists.
     Free,
     /// Holds data.
-    Lent,
+    Lent {
+        /// Frames of the block that hold data: at least 1.
+        frames: u32,
+    },
     /// Its data is being moved elsewhere.
-    Evicting,
+    Evicting {
+        /// Frames of the block that still hold data; at 0 the block is drained.
+        frames: u32,
+    },
     /// Holds the tags of its coverage.
     Reserved {
         /// Frames of the coverage with tag access, and holds of operations under way: at least 1.
@@ -40,8 +46,8 @@ impl fmt::Display for BlockState {
         f.write_str(match self {
             Self::Unswept => "unswept",
             Self::Free => "free",
-            Self::Lent => "lent",
-            Self::Evicting => "being evicted",
+            Self::Lent { frames } => return write!(f, "lent for {frames} frames"),
+            Self::Evicting { frames } => return write!(f, "being evicted, {frames} frames left"),
             Self::Reserved { users } => return write!(f, "reserved for {users} users"),
             Self::Scrubbing => "being scrubbed",
             Self::Offline => "offline",
@@ -55,9 +61,9 @@ pub enum BlockEvent {
     /// Tag lines of the coverage are out of the caches and the block is scrubbed, for the first
     /// time.
     Sweep,
-    /// Begin to hold data.
+    /// One of its frames begins to hold data.
     Lend,
-    /// The last data was freed.
+    /// The data of one of its frames was freed, or has moved elsewhere.
     Return,
     /// Begin to move the data out.
     BeginEvict,
@@ -95,11 +101,15 @@ impl BlockState {
         use BlockState::*;
         Ok(match (self, event) {
             (Unswept, Sweep) => Free,
-            (Free, Lend) => Lent,
-            (Lent, Return) => Free,
-            (Lent, BeginEvict) => Evicting,
-            (Evicting, AbortEvict) => Lent,
-            (Free | Evicting, Reserve) => Reserved { users: 1 },
+            (Free, Lend) => Lent { frames: 1 },
+            (Lent { frames }, Lend) if frames < MAX_USERS => Lent { frames: frames + 1 },
+            (Lent { frames: 1 }, Return) => Free,
+            (Lent { frames }, Return) if frames > 1 => Lent { frames: frames - 1 },
+            (Lent { frames }, BeginEvict) => Evicting { frames },
+            (Evicting { frames }, Return) if frames > 0 => Evicting { frames: frames - 1 },
+            (Evicting { frames: 0 }, AbortEvict) => Free,
+            (Evicting { frames }, AbortEvict) => Lent { frames },
+            (Free | Evicting { frames: 0 }, Reserve) => Reserved { users: 1 },
             (Reserved { users }, AddUser) if users < MAX_USERS => Reserved { users: users + 1 },
             (Reserved { users: 1 }, DropUser) => Scrubbing,
             (Reserved { users }, DropUser) if users > 1 => Reserved { users: users - 1 },
@@ -113,8 +123,8 @@ impl BlockState {
         match self {
             Self::Unswept => 0,
             Self::Free => 1 << 29,
-            Self::Lent => 2 << 29,
-            Self::Evicting => 3 << 29,
+            Self::Lent { frames } => 2 << 29 | (frames & MAX_USERS),
+            Self::Evicting { frames } => 3 << 29 | (frames & MAX_USERS),
             Self::Reserved { users } => 4 << 29 | (users & MAX_USERS),
             Self::Scrubbing => 5 << 29,
             Self::Offline => 6 << 29,
@@ -122,14 +132,13 @@ impl BlockState {
     }
 
     pub(crate) const fn unpack(bits: u32) -> Self {
+        let count = bits & MAX_USERS;
         match bits >> 29 {
             0 => Self::Unswept,
             1 => Self::Free,
-            2 => Self::Lent,
-            3 => Self::Evicting,
-            4 => Self::Reserved {
-                users: bits & MAX_USERS,
-            },
+            2 => Self::Lent { frames: count },
+            3 => Self::Evicting { frames: count },
+            4 => Self::Reserved { users: count },
             5 => Self::Scrubbing,
             _ => Self::Offline,
         }
@@ -142,11 +151,14 @@ mod tests {
     use super::BlockState::*;
     use super::*;
 
-    const STATES: [BlockState; 9] = [
+    const STATES: [BlockState; 12] = [
         Unswept,
         Free,
-        Lent,
-        Evicting,
+        Lent { frames: 1 },
+        Lent { frames: 2 },
+        Evicting { frames: 0 },
+        Evicting { frames: 1 },
+        Evicting { frames: 2 },
         Reserved { users: 1 },
         Reserved { users: 2 },
         Reserved { users: MAX_USERS },
@@ -167,20 +179,26 @@ mod tests {
 
     #[test]
     fn every_state_meets_every_event() {
-        let one = Some(Reserved { users: 1 });
+        let (lent, evicting) = (
+            |frames| Some(Lent { frames }),
+            |frames| Some(Evicting { frames }),
+        );
+        let (free, user) = (Some(Free), |users| Some(Reserved { users }));
         #[rustfmt::skip]
-        let table: [[Option<BlockState>; 9]; 9] = [
-            // Sweep,    Lend,       Return,     BeginEvict,     AbortEvict, Reserve, AddUser,
-            // DropUser, FinishScrub
-            [Some(Free), None,       None,       None,           None,       None,    None,    None,     None], // Unswept
-            [None,       Some(Lent), None,       None,           None,       one,     None,    None,     None], // Free
-            [None,       None,       Some(Free), Some(Evicting), None,       None,    None,    None,     None], // Lent
-            [None,       None,       None,       None,           Some(Lent), one,     None,    None,     None], // Evicting
-            [None, None, None, None, None, None, Some(Reserved { users: 2 }), Some(Scrubbing), None], // 1 user
-            [None, None, None, None, None, None, Some(Reserved { users: 3 }), one, None],             // 2 users
-            [None, None, None, None, None, None, None, Some(Reserved { users: MAX_USERS - 1 }), None], // full
-            [None,       None,       None,       None,           None,       None,    None,    None,     Some(Free)], // Scrubbing
-            [None,       None,       None,       None,           None,       None,    None,    None,     None], // Offline
+        let table: [[Option<BlockState>; 9]; 12] = [
+            // Sweep, Lend,   Return,      BeginEvict,  AbortEvict, Reserve, AddUser, DropUser,            FinishScrub
+            [free,    None,    None,        None,        None,       None,    None,    None,                None], // Unswept
+            [None,    lent(1), None,        None,        None,       user(1), None,    None,                None], // Free
+            [None,    lent(2), free,        evicting(1), None,       None,    None,    None,                None], // Lent 1
+            [None,    lent(3), lent(1),     evicting(2), None,       None,    None,    None,                None], // Lent 2
+            [None,    None,    None,        None,        free,       user(1), None,    None,                None], // Evicting 0
+            [None,    None,    evicting(0), None,        lent(1),    None,    None,    None,                None], // Evicting 1
+            [None,    None,    evicting(1), None,        lent(2),    None,    None,    None,                None], // Evicting 2
+            [None,    None,    None,        None,        None,       None,    user(2), Some(Scrubbing),     None], // 1 user
+            [None,    None,    None,        None,        None,       None,    user(3), user(1),             None], // 2 users
+            [None,    None,    None,        None,        None,       None,    None,    user(MAX_USERS - 1), None], // full
+            [None,    None,    None,        None,        None,       None,    None,    None,                free], // Scrubbing
+            [None,    None,    None,        None,        None,       None,    None,    None,                None], // Offline
         ];
         for (row, from) in table.into_iter().zip(STATES) {
             for (to, event) in row.into_iter().zip(EVENTS) {
@@ -190,6 +208,8 @@ mod tests {
         }
         let zero = Reserved { users: 0 };
         assert!(zero.after(DropUser).is_err(), "a count never goes below 0");
+        let zero = Lent { frames: 0 };
+        assert!(zero.after(Return).is_err(), "a count never goes below 0");
     }
 
     #[test]

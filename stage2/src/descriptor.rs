@@ -32,7 +32,7 @@ pub struct Vmid(pub u16);
 pub enum Level {
     /// 1 GiB an entry: the root.
     One,
-    /// 2 MiB an entry.
+    /// 2 MiB an entry: tables, and blocks of memory without tag access.
     Two,
     /// 4 KiB an entry: pages.
     Three,
@@ -62,10 +62,10 @@ impl MemAttr {
     }
 }
 
-/// A valid page entry.
+/// A valid page or block entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leaf {
-    /// The host frame.
+    /// The host frame, of a block the first.
     pub frame: Frame,
     /// How the guest may use it.
     pub attr: MemAttr,
@@ -87,7 +87,7 @@ pub enum Entry {
     Invalid(Vacancy),
     /// The table of the next level.
     Table(Frame),
-    /// A 4 KiB page.
+    /// A 4 KiB page, or at level 2 a block of 2 MiB.
     Page(Leaf),
     /// Bits that this crate never writes at this level.
     Foreign(u64),
@@ -95,13 +95,18 @@ pub enum Entry {
 
 impl Entry {
     /// Decodes `raw` as an entry of a table of `level`.
+    // Three times in each walk.
+    #[inline(always)]
     pub const fn decode(raw: u64, level: Level) -> Self {
         let frame = Frame::containing(PhysAddr::new(raw & ADDRESS_MASK));
         match (raw & (VALID | TABLE_OR_PAGE), level) {
             (0, _) if raw == 0 => Self::Invalid(Vacancy::NeverMapped),
-            (0, Level::Three) if raw == BROKEN => Self::Invalid(Vacancy::Broken),
+            (0, Level::Two | Level::Three) if raw == BROKEN => Self::Invalid(Vacancy::Broken),
             (0b11, Level::One | Level::Two) => Self::Table(frame),
-            (0b11, Level::Three) => {
+            (0b01, Level::Two) if !frame.number().is_multiple_of(TABLE_ENTRIES as u64) => {
+                Self::Foreign(raw)
+            }
+            (0b11, Level::Three) | (0b01, Level::Two) => {
                 match MemAttr::decode((raw & MEM_ATTR_MASK) >> MEM_ATTR_SHIFT) {
                     Some(attr) => Self::Page(Leaf { frame, attr }),
                     None => Self::Foreign(raw),
@@ -111,8 +116,12 @@ impl Entry {
         }
     }
 
-    /// The descriptor's bits.
-    pub const fn encode(self) -> u64 {
+    /// The descriptor's bits in a table of `level`.
+    pub const fn encode(self, level: Level) -> u64 {
+        let page = match level {
+            Level::One | Level::Two => 0,
+            Level::Three => TABLE_OR_PAGE,
+        };
         match self {
             Self::Invalid(Vacancy::NeverMapped) => 0,
             Self::Invalid(Vacancy::Broken) => BROKEN,
@@ -128,7 +137,7 @@ impl Entry {
                     | S2AP_READ_WRITE
                     | SH_INNER
                     | ACCESS_FLAG
-                    | TABLE_OR_PAGE
+                    | page
                     | VALID
             }
             Self::Foreign(raw) => raw,
@@ -174,23 +183,25 @@ mod tests {
     fn every_entry_survives_encoding() {
         for level in [Level::One, Level::Two, Level::Three] {
             let mut entries = vec![Entry::Invalid(Vacancy::NeverMapped)];
-            if level == Level::Three {
+            if level != Level::One {
                 entries.push(Entry::Invalid(Vacancy::Broken));
+                let frame = match level {
+                    Level::Three => frame(),
+                    _ => Frame::from_addr(PhysAddr::new(0xffff_f120_0000)).unwrap(),
+                };
                 for attr in [
                     MemAttr::DeviceNGnRE,
                     MemAttr::WriteBack,
                     MemAttr::NoTagAccess,
                 ] {
-                    entries.push(Entry::Page(Leaf {
-                        frame: frame(),
-                        attr,
-                    }));
+                    entries.push(Entry::Page(Leaf { frame, attr }));
                 }
-            } else {
+            }
+            if level != Level::Three {
                 entries.push(Entry::Table(frame()));
             }
             for entry in entries {
-                assert_eq!(Entry::decode(entry.encode(), level), entry);
+                assert_eq!(Entry::decode(entry.encode(level), level), entry);
             }
         }
     }
@@ -202,7 +213,7 @@ mod tests {
                 frame: frame(),
                 attr,
             })
-            .encode()
+            .encode(Level::Three)
         };
         // AF, SH = inner, S2AP = RW, XN = 0, valid page; MemAttr in bits 5:2.
         assert_eq!(
@@ -221,9 +232,10 @@ mod tests {
         let block = frame().addr().get() | 0x7d9;
         for (raw, level) in [
             (block, Level::One),
+            // A block that is not aligned.
             (block, Level::Two),
             (block, Level::Three),
-            (BROKEN, Level::Two),
+            (BROKEN, Level::One),
             (0x10, Level::Three),
             // MemAttr that takes the guest's type.
             (0xffff_f123_4000 | 0x7c3 | 0b0111 << 2, Level::Three),

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 
 use crate::addr::{Frame, FrameRange, PAGE_SIZE, lcm, try_filled};
+use crate::pieces::{MapId, Page, PieceMap, PieceMaps, Room};
 
 /// Frames of a piece: 2 MiB, what one level-3 table maps.
 pub const PIECE_FRAMES: u64 = 512;
@@ -81,6 +82,47 @@ struct Zone {
     chunk_frames: u64,
     first: usize,
     owners: Vec<u16>,
+    /// What is in each piece, packed.
+    pieces: Vec<u32>,
+}
+
+/// What is in a piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Piece {
+    /// Nothing: all its frames are free.
+    Unused,
+    /// The pages of a slot, in step, behind one 2 MiB leaf.
+    Whole(u32),
+    /// Pages in any order.
+    Mapped(MapId),
+}
+
+impl Piece {
+    const WHOLE: u32 = 1 << 31;
+
+    const fn pack(self) -> u32 {
+        match self {
+            Self::Unused => 0,
+            Self::Whole(slot) => Self::WHOLE | slot,
+            Self::Mapped(map) => map.0 + 1,
+        }
+    }
+
+    const fn unpack(bits: u32) -> Self {
+        match bits {
+            0 => Self::Unused,
+            bits if bits & Self::WHOLE != 0 => Self::Whole(bits & !Self::WHOLE),
+            bits => Self::Mapped(MapId(bits - 1)),
+        }
+    }
+}
+
+/// Where a frame is: its zone, its piece there, its index in that.
+#[derive(Clone, Copy)]
+struct At {
+    zone: usize,
+    piece: usize,
+    index: u64,
 }
 
 /// Bytes of chunks by owner.
@@ -99,6 +141,7 @@ pub struct Chunks {
     zones: Vec<Zone>,
     buddy: FrameAllocator<32>,
     bytes: ChunkBytes,
+    maps: PieceMaps,
 }
 
 /// Frames of a chunk in memory whose tag blocks cover `coverage` frames each; the smallest multiple
@@ -110,6 +153,20 @@ fn chunk_frames(coverage: u64) -> u64 {
     }
 }
 
+/// How many of the `coverage` frames that a tag block covers can have pages: not those of a chunk's
+/// tail, see [`Chunks::at`].
+pub(crate) fn usable_frames(coverage: u64) -> u64 {
+    match chunk_frames(coverage).is_multiple_of(PIECE_FRAMES) {
+        true => coverage,
+        // Such a chunk is one block's coverage: smaller ones come to whole pieces soon.
+        false => whole_pieces(coverage),
+    }
+}
+
+const fn whole_pieces(frames: u64) -> u64 {
+    frames / PIECE_FRAMES * PIECE_FRAMES
+}
+
 impl Chunks {
     /// No memory.
     pub fn new() -> Self {
@@ -117,6 +174,7 @@ impl Chunks {
             zones: Vec::new(),
             buddy: FrameAllocator::new(),
             bytes: ChunkBytes::default(),
+            maps: PieceMaps::new(),
         }
     }
 
@@ -142,6 +200,7 @@ impl Chunks {
             .last()
             .map_or(0, |zone| zone.first + zone.owners.len());
         let owners = try_filled(Owner::Free.pack(), chunks)?;
+        let pieces = try_filled(0, chunks * (chunk_frames / PIECE_FRAMES))?;
         self.buddy.add_frame(first, first + owners.len());
         self.bytes.total += frames.bytes();
         self.zones.push(Zone {
@@ -149,6 +208,7 @@ impl Chunks {
             chunk_frames,
             first,
             owners,
+            pieces,
         });
         let (low, high) = run.without(frames);
         Some([low, high])
@@ -233,12 +293,261 @@ impl Chunks {
         bytes
     }
 
-    /// Bytes of the ownership table.
-    pub fn metadata_bytes(&self) -> u64 {
-        self.zones
+    /// The owner of the chunk that `frame` is part of; [`Owner::Free`] if it is part of none.
+    pub(crate) fn owner_of(&self, frame: Frame) -> Owner {
+        let zone = self.zones.iter().find(|zone| zone.frames.contains(frame));
+        let bits = zone.and_then(|zone| {
+            let index = (frame.number() - zone.frames.start.number()) / zone.chunk_frames;
+            zone.owners.get(index as usize)
+        });
+        bits.map_or(Owner::Free, |&bits| Owner::unpack(bits))
+    }
+
+    /// Whether all chunks are of one size.
+    pub(crate) fn are_alike(&self) -> bool {
+        let largest = self.largest();
+        let mut sizes = self.zones.iter().map(|zone| zone.chunk_frames * PAGE_SIZE);
+        sizes.all(|size| size == largest)
+    }
+
+    /// Bytes of the largest chunk.
+    pub(crate) fn largest(&self) -> u64 {
+        let sizes = self.zones.iter().map(|zone| zone.chunk_frames * PAGE_SIZE);
+        sizes.max().unwrap_or(0)
+    }
+
+    /// The most pieces that a chunk has.
+    pub(crate) fn largest_pieces(&self) -> usize {
+        (self.largest() / PIECE_BYTES) as usize
+    }
+
+    /// Bytes of chunks that it takes to be sure that `bytes` of pages fit, whichever chunks they are.
+    pub(crate) fn bytes_for(&self, bytes: u64) -> u64 {
+        let most = self.zones.iter().map(|zone| {
+            let used = whole_pieces(zone.chunk_frames) * PAGE_SIZE;
+            bytes
+                .div_ceil(used)
+                .saturating_mul(zone.chunk_frames * PAGE_SIZE)
+        });
+        let whole = bytes.checked_next_multiple_of(self.largest().max(PIECE_BYTES));
+        most.fold(whole.unwrap_or(u64::MAX), u64::max)
+    }
+
+    /// Bytes of chunks that nobody owns.
+    pub(crate) const fn free_bytes(&self) -> u64 {
+        self.bytes.total - self.bytes.vms - self.bytes.tables
+    }
+
+    /// The pieces of a chunk, by their first frames.
+    pub(crate) fn pieces(&self, chunk: ChunkId) -> impl Iterator<Item = Frame> + use<> {
+        let frames = self.frames(chunk);
+        (0..frames.count / PIECE_FRAMES).map(move |number| frames.start.plus(number * PIECE_FRAMES))
+    }
+
+    /// The first frame of the piece that `frame` is part of.
+    pub(crate) fn piece_start(&self, frame: Frame) -> Option<Frame> {
+        let at = self.at(frame)?;
+        Some(Frame::from_number(frame.number() - at.index))
+    }
+
+    /// What is in the piece that `frame` is part of; no piece is [`Piece::Unused`].
+    pub(crate) fn piece(&self, frame: Frame) -> Piece {
+        self.at(frame).map_or(Piece::Unused, |at| self.piece_at(at))
+    }
+
+    /// The map of the piece that `frame` is part of, if it has one.
+    pub(crate) fn map(&self, frame: Frame) -> Option<&PieceMap> {
+        match self.piece(frame) {
+            Piece::Mapped(map) => self.maps.get(map),
+            Piece::Unused | Piece::Whole(_) => None,
+        }
+    }
+
+    /// The page in `frame`, if there is one.
+    pub(crate) fn page_in(&self, frame: Frame) -> Option<Page> {
+        let at = self.at(frame)?;
+        match self.piece_at(at) {
+            Piece::Unused => None,
+            Piece::Whole(slot) => Some(Page::in_slot(slot, at.index)),
+            Piece::Mapped(map) => self.maps.get(map)?.page(at.index),
+        }
+    }
+
+    /// Whether the page in `frame` has tag access.
+    pub(crate) fn is_tagged(&self, frame: Frame) -> bool {
+        self.at(frame).is_some_and(|at| match self.piece_at(at) {
+            Piece::Mapped(map) => self
+                .maps
+                .get(map)
+                .is_some_and(|map| map.is_tagged(at.index)),
+            Piece::Unused | Piece::Whole(_) => false,
+        })
+    }
+
+    /// Makes the unused piece at `base` the home of a slot that one 2 MiB leaf maps.
+    pub(crate) fn fill_piece(&mut self, base: Frame, slot: u32) {
+        self.set_piece(base, Piece::Whole(slot));
+    }
+
+    /// A map for a piece; `None` if the heap has no room.
+    pub(crate) fn alloc_map(&mut self) -> Option<MapId> {
+        self.maps.alloc()
+    }
+
+    /// Gives a map back that no piece has.
+    pub(crate) fn free_map(&mut self, map: MapId) {
+        self.maps.free(map);
+    }
+
+    /// Gives the piece at `base`, which has none, a map as the home of `slot`: empty if it is unused,
+    /// in step if it is whole.
+    pub(crate) fn open_piece(&mut self, base: Frame, slot: u32, id: MapId) {
+        let piece = self.piece(base);
+        if let Some(map) = self.maps.get_mut(id) {
+            *map = match piece {
+                Piece::Whole(slot) => PieceMap::in_step(slot),
+                Piece::Unused | Piece::Mapped(_) => PieceMap::new(slot),
+            };
+        }
+        self.set_piece(base, Piece::Mapped(id));
+    }
+
+    /// Takes the map of the uniform piece that `frame` is part of away: one 2 MiB leaf maps it.
+    pub(crate) fn join_piece(&mut self, frame: Frame) {
+        if let Piece::Mapped(id) = self.piece(frame) {
+            let slot = self.maps.get(id).map_or(0, PieceMap::slot);
+            self.maps.free(id);
+            self.set_piece(frame, Piece::Whole(slot));
+        }
+    }
+
+    /// Empties a piece.
+    pub(crate) fn clear_piece(&mut self, base: Frame) {
+        if let Piece::Mapped(id) = self.piece(base) {
+            self.maps.free(id);
+        }
+        self.set_piece(base, Piece::Unused);
+    }
+
+    /// Changes the map of the piece that `frame` is part of; nothing happens if it has none.
+    pub(crate) fn update(&mut self, frame: Frame, change: impl FnOnce(&mut PieceMap, u64)) {
+        let Some(at) = self.at(frame) else { return };
+        if let Piece::Mapped(id) = self.piece_at(at)
+            && let Some(map) = self.maps.get_mut(id)
+        {
+            change(map, at.index);
+        }
+    }
+
+    /// Notes whether the page in `frame` has tag access.
+    pub(crate) fn set_tagged(&mut self, frame: Frame, tagged: bool) {
+        self.update(frame, |map, index| map.set_tagged(index, tagged));
+    }
+
+    /// Puts a page without tag access into `frame`, whose piece has a map. Returns the slot that the
+    /// piece is the home of if it is full since then.
+    pub(crate) fn place(&mut self, frame: Frame, page: Page) -> Option<u32> {
+        let at = self.at(frame)?;
+        let Piece::Mapped(id) = self.piece_at(at) else {
+            return None;
+        };
+        let map = self.maps.get_mut(id)?;
+        let before = map.used_count();
+        map.place(at.index, page);
+        let is_full_now = map.used_count() != before && u64::from(map.used_count()) == PIECE_FRAMES;
+        is_full_now.then(|| map.slot())
+    }
+
+    /// A frame of `coverage` without a page, else one whose page has no tag access.
+    pub(crate) fn room(&self, coverage: FrameRange) -> Option<(Frame, Option<Page>)> {
+        self.each_part(coverage, |start, at, end| {
+            let room = match self.piece_at(at) {
+                Piece::Unused => Room {
+                    index: at.index,
+                    page: None,
+                },
+                Piece::Whole(slot) => Room {
+                    index: at.index,
+                    page: Some(Page::in_slot(slot, at.index)),
+                },
+                Piece::Mapped(map) => self.maps.get(map)?.room(at.index, end)?,
+            };
+            Some((start.plus(room.index - at.index), room.page))
+        })
+    }
+
+    /// A frame of `coverage` with tag access.
+    pub(crate) fn first_tagged(&self, coverage: FrameRange) -> Option<Frame> {
+        self.each_part(coverage, |start, at, end| match self.piece_at(at) {
+            Piece::Mapped(map) => {
+                let index = self.maps.get(map)?.first_tagged(at.index, end)?;
+                Some(start.plus(index - at.index))
+            }
+            Piece::Unused | Piece::Whole(_) => None,
+        })
+    }
+
+    /// Calls `look` for the part of `frames` in each piece until it finds something: the part's first
+    /// frame, where that is, and the index in the piece at which the part ends.
+    fn each_part<T>(
+        &self,
+        frames: FrameRange,
+        look: impl Fn(Frame, At, u64) -> Option<T>,
+    ) -> Option<T> {
+        let mut start = frames.start;
+        while start < frames.end() {
+            let at = self.at(start)?;
+            let left = FrameRange::between(start, frames.end()).count;
+            let end = PIECE_FRAMES.min(at.index + left);
+            if let Some(found) = look(start, at, end) {
+                return Some(found);
+            }
+            start = start.plus(end - at.index);
+        }
+        None
+    }
+
+    fn at(&self, frame: Frame) -> Option<At> {
+        let zone = self
+            .zones
             .iter()
-            .map(|zone| 2 * zone.owners.len() as u64)
-            .sum()
+            .position(|zone| zone.frames.contains(frame))?;
+        let Zone {
+            frames,
+            chunk_frames,
+            ..
+        } = self.zones.get(zone)?;
+        let offset = frame.number() - frames.start.number();
+        let (chunk, inside) = (offset / chunk_frames, offset % chunk_frames);
+        let pieces = chunk_frames / PIECE_FRAMES;
+        let piece = inside / PIECE_FRAMES;
+        // A chunk of an odd coverage has a tail that is no whole piece, and that nobody uses.
+        (piece < pieces).then_some(At {
+            zone,
+            piece: (chunk * pieces + piece) as usize,
+            index: inside % PIECE_FRAMES,
+        })
+    }
+
+    fn piece_at(&self, at: At) -> Piece {
+        let zone = self.zones.get(at.zone);
+        let bits = zone.and_then(|zone| zone.pieces.get(at.piece));
+        bits.map_or(Piece::Unused, |&bits| Piece::unpack(bits))
+    }
+
+    fn set_piece(&mut self, frame: Frame, piece: Piece) {
+        if let Some(at) = self.at(frame)
+            && let Some(zone) = self.zones.get_mut(at.zone)
+            && let Some(bits) = zone.pieces.get_mut(at.piece)
+        {
+            *bits = piece.pack();
+        }
+    }
+
+    /// Bytes of the ownership table, and of what tells what is in the pieces.
+    pub fn metadata_bytes(&self) -> u64 {
+        let zone = |zone: &Zone| (2 * zone.owners.len() + 4 * zone.pieces.len()) as u64;
+        self.zones.iter().map(zone).sum::<u64>() + self.maps.metadata_bytes()
     }
 
     fn locate_mut(&mut self, chunk: ChunkId) -> Option<(&mut Zone, usize)> {
@@ -355,6 +664,15 @@ impl TableFrames {
             chunks.free(chunk, Owner::Tables)?;
         }
         Ok(())
+    }
+
+    /// Bytes of all frames that are in no chunk.
+    pub(crate) fn own_bytes(&self) -> u64 {
+        let own = self
+            .runs
+            .iter()
+            .filter(|run| !matches!(run.source, Source::Chunk(_)));
+        own.map(|run| run.frames.bytes()).sum()
     }
 
     /// Whether a frame is in use.
@@ -483,6 +801,26 @@ mod tests {
         }
         // 16 MiB + 4 KiB: whole pieces would take 8 GiB; whole coverages suffice.
         assert_eq!(chunk_frames(4096 * 4097 / 128), 4096 * 4097 / 128);
+    }
+
+    #[test]
+    fn what_a_chunks_tail_covers_is_not_counted_on() {
+        for (coverage, usable) in [(32, 32), (96, 96), (256, 256), (1024, 1024), (2144, 2048)] {
+            assert_eq!(usable_frames(coverage), usable, "coverage {coverage}");
+        }
+        let mut chunks = Chunks::new();
+        assert_eq!(chunks.bytes_for(3 * MIB), 4 * MIB);
+        chunks.add(run(0, 17 * MIB), frame(0), 2144).unwrap();
+        let chunk = 2144 * PAGE_SIZE;
+        assert_eq!(chunks.bytes().total, 2 * chunk);
+        assert_eq!(chunks.bytes_for(8 * MIB), chunk);
+        assert_eq!(chunks.bytes_for(8 * MIB + PAGE_SIZE), 2 * chunk);
+        // A chunk without a tail holds less.
+        chunks.add(run(32 * MIB, 2 * MIB), frame(0), 32).unwrap();
+        assert_eq!(chunks.bytes_for(2 * MIB), chunk);
+        let pieces = chunks.pieces(chunks.chunk_of(frame(0)).unwrap());
+        assert_eq!(pieces.count(), 4);
+        assert_eq!(chunks.piece_start(frame(8 * MIB)), None, "the tail");
     }
 
     #[test]

@@ -1,23 +1,22 @@
-//! The memory of one VM: its RAM, its tables, and the two faults that fill and tag them. Lock rank:
-//! VM tables.
-//!
-//! Each operation first looks, and takes all that it needs; it may fail there, and leaves no trace.
-//! Then it commits, and nothing in that part can fail.
+//! The memory of one VM: its RAM, its tables, and its figures. Lock rank: memory.
 
 use core::fmt;
 
 use crate::account::{PageCounts, VmAccount, VmPeak};
-use crate::addr::{Frame, Ipa, PAGE_SIZE};
+use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
 use crate::block::BadTransition;
 use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
-use crate::frames::{NotOwned, VmId};
+use crate::frames::{NotOwned, PIECE_FRAMES, Piece, VmId};
 use crate::host::HostMemory;
 pub use crate::host::Policy;
-use crate::pool::TagHold;
+use crate::pieces::{Page, PieceMap};
+use crate::placement::Wish;
 use crate::ports::{Hardware, TableMemory};
-use crate::ram::{Place, Ram};
+use crate::ram::Ram;
 use crate::region::TAG_RATIO;
-use crate::tables::{Corrupt, Mapping, Missing, Position, Stage2Tables, Supplied, Vacant, Visit};
+use crate::tables::{
+    Big, Broken, Corrupt, Mapped, Mapping, Missing, Position, Stage2Tables, Supplied, Vacant, Visit,
+};
 
 /// A VM to be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +33,9 @@ pub struct GuestSpec {
     pub mte: bool,
     /// When tag storage is reserved for it.
     pub policy: Policy,
+    /// The most tag storage that may be reserved for it, in bytes; rounded up to whole blocks. Not
+    /// used without MTE or under the static policy.
+    pub tag_budget: u64,
 }
 
 /// Why an operation on a VM's memory was refused. Nothing has changed then.
@@ -57,6 +59,25 @@ pub enum MemError {
     NotRam(Ipa),
     /// No frame is left.
     NoMemory,
+    /// The VMs together could need more memory than there is.
+    TooMuch {
+        /// RAM, tables and tag budgets of all VMs, in bytes.
+        wanted: u64,
+        /// Memory for them.
+        there: u64,
+    },
+    /// The VMs together could need more memory that can have tags than there is.
+    TooMuchTaggable {
+        /// Bytes that the tag budgets of all VMs cover, or that must be able to have tags.
+        wanted: u64,
+        /// Memory for them.
+        there: u64,
+    },
+    /// All tag storage that the VM may have reserved is full.
+    OverBudget {
+        /// Its budget in bytes.
+        budget: u64,
+    },
     /// A tag access of a guest that may not use tags.
     NotMte,
     /// The tag block is in a state that does not allow it.
@@ -86,6 +107,29 @@ impl fmt::Display for MemError {
             Self::NoSuchVm(vm) => write!(f, "VM {} has no memory", vm.index()),
             Self::NotRam(ipa) => write!(f, "{ipa:#x} is not RAM of the VM"),
             Self::NoMemory => write!(f, "no frame is left"),
+            Self::TooMuch { wanted, there } => {
+                write!(
+                    f,
+                    "memory, tables and tag budgets of all VMs are {} KiB, and there are {} KiB for them: lower memory of some VM",
+                    wanted >> 10,
+                    there >> 10
+                )
+            }
+            Self::TooMuchTaggable { wanted, there } => {
+                write!(
+                    f,
+                    "the tag budgets of all VMs are for {} KiB of memory, and {} KiB can have tags: lower tag_budget of some VM",
+                    wanted >> 10,
+                    there >> 10
+                )
+            }
+            Self::OverBudget { budget } => {
+                write!(
+                    f,
+                    "its tag_budget of {} KiB is used up: raise it",
+                    budget >> 10
+                )
+            }
             Self::NotMte => write!(f, "a tag access of a VM without MTE"),
             Self::Block(bad) => write!(f, "{bad}"),
             Self::Corrupt(Corrupt { table, index, raw }) => {
@@ -127,6 +171,8 @@ pub enum Access {
     Mapped(Frame),
     /// The page is mapped already: another vCPU was faster.
     Spurious,
+    /// It would take more evictions than the VM has leave for: later.
+    Wait,
 }
 
 /// What a tag fault led to. In each case the guest is re-entered and repeats the access.
@@ -138,70 +184,94 @@ pub enum TagOutcome {
     Spurious,
     /// The page is not mapped: a translation fault will follow.
     Unmapped,
+    /// It would take more evictions than the VM has leave for: later.
+    Wait,
 }
 
 /// When a page of the VM gets tag access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum TagUse {
+pub(crate) enum TagUse {
     Never,
     AtAccess,
     AtTagAccess,
+}
+
+impl TagUse {
+    pub(crate) const fn of(spec: &GuestSpec) -> Self {
+        match (spec.mte, spec.policy) {
+            (false, _) => Self::Never,
+            (true, Policy::Lazy) => Self::AtTagAccess,
+            (true, Policy::Eager | Policy::Static) => Self::AtAccess,
+        }
+    }
+
+    fn tagged(self, leaf: Leaf) -> bool {
+        self != Self::Never && leaf.attr == MemAttr::WriteBack
+    }
+
+    pub(crate) const fn untagged(self, frame: Frame) -> Mapping {
+        match self {
+            Self::Never => Mapping::WithoutMte(frame),
+            Self::AtAccess | Self::AtTagAccess => Mapping::NoTagAccess(frame),
+        }
+    }
+}
+
+/// A guest that has so many pages with tag access shows what it is.
+const MANY: u64 = 1024;
+
+/// What is counted of a VM over its life.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) tag_faults: u64,
+    pub(crate) moves: u64,
+    pub(crate) evictions_caused: u64,
+    pub(crate) evictions_suffered: u64,
+    pub(crate) demotions: u64,
+    pub(crate) throttled: u64,
+    pub(crate) switched_to_eager: bool,
 }
 
 /// The memory of one VM.
 #[derive(Debug)]
 pub struct GuestMemory {
     spec: GuestSpec,
-    tag_use: TagUse,
-    tables: Stage2Tables,
-    ram: Ram,
-    tagged: u64,
-    no_tag_access: u64,
-    reserved: u64,
-    tag_faults: u64,
+    pub(crate) tag_use: TagUse,
+    pub(crate) tables: Stage2Tables,
+    pub(crate) ram: Ram,
+    budget: u64,
+    pub(crate) tagged: u64,
+    pub(crate) no_tag_access: u64,
+    pub(crate) reserved: u64,
+    pub(crate) counts: Counts,
+    /// Where the search for pages that need no tags goes on.
+    pub(crate) cursor: Page,
     peak: VmPeak,
 }
 
 impl GuestMemory {
     /// The memory of a new VM, nothing of it mapped. Needs one frame, for the root table.
-    pub fn new(
+    pub(crate) fn new(
         host: &mut HostMemory,
         hw: &mut impl Hardware,
         spec: GuestSpec,
     ) -> Result<Self, MemError> {
-        let GuestSpec {
-            ram_base: base,
-            ram_bytes: bytes,
-            ..
-        } = spec;
-        let aligned = base.get() % PAGE_SIZE == 0 && bytes % PAGE_SIZE == 0 && bytes != 0;
-        let end = base
-            .checked_add(bytes)
-            .filter(|end| end.get() <= 1 << IPA_BITS);
-        if !aligned || end.is_none() {
-            return Err(MemError::BadRam { base, bytes });
-        }
-        if (spec.policy == Policy::Static) != (host.policy() == Policy::Static) {
-            return Err(MemError::StaticMismatch);
-        }
-        let tag_use = match (spec.mte, spec.policy) {
-            (false, _) => TagUse::Never,
-            (true, Policy::Lazy) => TagUse::AtTagAccess,
-            (true, Policy::Eager | Policy::Static) => TagUse::AtAccess,
-        };
-        let ram = Ram::new(spec).ok_or(MemError::NoMemory)?;
+        let pieces = host.chunks.largest_pieces() as u64;
+        let ram = Ram::new(&spec, pieces).ok_or(MemError::NoMemory)?;
         let root = host.alloc_table_page().ok_or(MemError::NoMemory)?;
         host.guest_metadata += ram.metadata_bytes();
         Ok(Self {
-            spec,
-            tag_use,
+            tag_use: TagUse::of(&spec),
             tables: Stage2Tables::new(hw, root, spec.vmid),
             ram,
+            budget: host.budget(&spec),
             tagged: 0,
             no_tag_access: 0,
             reserved: 0,
-            tag_faults: 0,
+            counts: Counts::default(),
+            cursor: Page(0),
             peak: VmPeak::default(),
+            spec,
         })
     }
 
@@ -230,124 +300,272 @@ impl GuestMemory {
         self.tables.lookup(memory, ipa)
     }
 
-    /// Which host memory is behind its RAM.
-    pub(crate) const fn ram(&self) -> &Ram {
-        &self.ram
+    /// Bytes of tag storage that may still be reserved for it.
+    pub(crate) const fn left(&self) -> u64 {
+        self.budget.saturating_sub(self.reserved)
     }
 
-    /// Touches a page in the guest's name, as a loader does: mapped if it was not. Counts as an
-    /// access.
-    pub fn populate(
+    /// Pages of others that have moved for its tags so far.
+    pub const fn evictions_caused(&self) -> u64 {
+        self.counts.evictions_caused
+    }
+
+    /// Goes from lazy to eager if the guest tags all that it touches, as one with KASAN does: then
+    /// one fault gives a page both its frame and its tags, and its neighbours theirs.
+    pub(crate) fn adapt(&mut self) {
+        let all = self.tagged + self.no_tag_access;
+        let tags_all = self.tagged >= MANY && self.tagged * 4 >= all * 3;
+        if tags_all {
+            self.switch();
+        }
+    }
+
+    /// Goes from lazy to eager; a reset ends that.
+    pub(crate) fn switch(&mut self) {
+        if self.tag_use == TagUse::AtTagAccess {
+            self.tag_use = TagUse::AtAccess;
+            self.counts.switched_to_eager = true;
+        }
+    }
+
+    /// The pages that get their tags together with `page`, if the VM tags all that it touches: those
+    /// that a block of 4 KiB covers.
+    pub(crate) fn neighbours(&self, page: Page) -> Option<core::ops::Range<u32>> {
+        const TOGETHER: u32 = TAG_RATIO as u32;
+        let first = page.0 & !(TOGETHER - 1);
+        let together = self.counts.switched_to_eager && self.tag_use == TagUse::AtAccess;
+        together.then_some(first..first + TOGETHER)
+    }
+
+    /// Why a page gets no tag storage.
+    pub(crate) const fn over_budget(&self) -> MemError {
+        MemError::OverBudget {
+            budget: self.budget,
+        }
+    }
+
+    /// Which frames a page without tag access may have.
+    pub(crate) const fn wish(&self) -> Wish {
+        match self.tag_use {
+            TagUse::Never => Wish::Lent,
+            TagUse::AtTagAccess => Wish::Own,
+            // What it holds from the time before it tagged everything may lie anywhere.
+            TagUse::AtAccess if self.counts.switched_to_eager => Wish::Own,
+            TagUse::AtAccess => Wish::Taggable,
+        }
+    }
+
+    /// Maps a page that was never touched, without tag access, and with it 2 MiB where one leaf can.
+    pub(crate) fn fill<H: Hardware>(
         &mut self,
         host: &mut HostMemory,
-        hw: &mut impl Hardware,
-        ipa: Ipa,
+        hw: &mut H,
+        page: Page,
+        position: Position,
     ) -> Result<Frame, MemError> {
-        match self.access_fault(host, hw, ipa)? {
-            Access::Mapped(frame) => Ok(frame),
-            Access::Spurious => self.translate(hw, ipa).ok_or(MemError::NotRam(ipa)),
+        let missing = match position {
+            Position::Missing(missing) if self.wants_big(host, page) && missing.is_block() => {
+                missing
+            }
+            other => {
+                let gap = Gap::supply(other, host)?;
+                return self.fill_one(host, hw, page, gap);
+            }
+        };
+        let slot = page.slot();
+        let Some(piece) = self.ram.take_piece(host, slot) else {
+            let gap = Gap::supply(Position::Missing(missing), host)?;
+            return self.fill_one(host, hw, page, gap);
+        };
+        if !piece.number().is_multiple_of(PIECE_FRAMES) {
+            self.ram.give_piece(host, piece, slot);
+            let gap = Gap::supply(Position::Missing(missing), host)?;
+            return self.fill_one(host, hw, page, gap);
         }
+        let supplied = match missing.supply(true, || host.alloc_table_page()) {
+            Ok(supplied) => supplied,
+            Err(taken) => {
+                self.ram.give_piece(host, piece, slot);
+                return Err(free_tables(host, taken, MemError::NoMemory));
+            }
+        };
+        host.chunks.fill_piece(piece, slot);
+        hw.zero_frames(FrameRange::new(piece, PIECE_FRAMES));
+        hw.synchronize();
+        let vacant = self.tables.install(hw, supplied);
+        self.tables.make(hw, vacant, self.tag_use.untagged(piece));
+        self.no_tag_access += PIECE_FRAMES;
+        Ok(piece.plus(page.offset()))
     }
 
-    /// Handles a stage-2 translation fault.
-    pub fn access_fault<H: Hardware>(
+    /// Whether a page's slot should be mapped by one leaf.
+    fn wants_big(&self, host: &HostMemory, page: Page) -> bool {
+        let has_own = !self.ram.spare.is_empty() || host.holding(self.ram.vm).outstanding() > 0;
+        let own = has_own && self.wish() != Wish::Lent || !host.can_lend();
+        own && self.ram.is_whole(page.slot()) && self.ram.home(page.slot()).is_none()
+    }
+
+    fn fill_one<H: Hardware>(
         &mut self,
         host: &mut HostMemory,
         hw: &mut H,
-        ipa: Ipa,
-    ) -> Result<Access, MemError> {
-        let ipa = self.ram.page(ipa)?;
-        let gap = match self.tables.walk(hw, ipa)? {
-            Position::Mapped(_) | Position::Busy => return Ok(Access::Spurious),
-            Position::Vacant(vacant) => Gap::Page(vacant),
-            Position::Missing(missing) => Gap::supply(missing, host)?,
+        page: Page,
+        gap: Gap,
+    ) -> Result<Frame, MemError> {
+        let wish = self.wish();
+        let Some(frame) = self.ram.take_frame(host, hw, page, wish) else {
+            return Err(gap.give_back(host, MemError::NoMemory));
         };
-        let (place, hold) = match place_and_hold(&mut self.ram, host, hw, (ipa, self.tag_use)) {
-            Ok(taken) => taken,
-            Err(cause) => return Err(gap.give_back(host, cause)),
-        };
-
-        let frame = place.frame;
-        self.ram.adopt(place);
         hw.zero(frame);
-        match hold {
-            Some(hold) => {
-                let opened = hold.opened();
-                let zeroed = hold.zero_tags(hw);
-                gap.fill(host, hw).make(hw, Mapping::Tagged(zeroed));
-                self.count_tagged(opened);
-            }
-            None => {
-                // Another vCPU must not see the page before the zeroes.
-                hw.synchronize();
-                gap.fill(host, hw).make(hw, self.tag_use.untagged(frame));
-                self.no_tag_access += 1;
-            }
-        }
-        Ok(Access::Mapped(frame))
+        // Another vCPU must not see the page before the zeroes.
+        hw.synchronize();
+        let vacant = gap.fill(host, &mut self.tables, hw);
+        self.tables.make(hw, vacant, self.tag_use.untagged(frame));
+        self.no_tag_access += 1;
+        Ok(frame)
     }
 
-    /// Handles a tag access fault: the guest used the tags of a page that has none yet.
-    pub fn tag_fault<H: Hardware>(
+    /// Takes what breaking a page needs that is mapped at `position`: for one in a 2 MiB leaf a table,
+    /// and a map of the piece.
+    // On the way of each tag fault: called, it would copy its result.
+    #[inline(always)]
+    pub(crate) fn ready(
+        &self,
+        host: &mut HostMemory,
+        page: Page,
+        position: Position,
+    ) -> Result<Ready, MemError> {
+        let big = match position {
+            Position::Mapped(mapped) => return Ok(Ready::Page(mapped)),
+            Position::Big(big) => big,
+            // The maps say that it is there: they and the tables differ.
+            _ => return Err(MemError::NotRam(self.ram.ipa(page))),
+        };
+        let table = host.alloc_table_page().ok_or(MemError::NoMemory)?;
+        if host.open_piece(big.leaf().frame, page.slot()).is_none() {
+            return Err(free_tables(host, [table], MemError::NoMemory));
+        }
+        Ok(Ready::Block(big, table))
+    }
+
+    /// The same for the page at an address.
+    pub(crate) fn ready_at(
+        &self,
+        host: &mut HostMemory,
+        memory: &impl TableMemory,
+        page: Page,
+    ) -> Result<Ready, MemError> {
+        let position = self.tables.walk(memory, self.ram.ipa(page))?;
+        self.ready(host, page, position)
+    }
+
+    /// Breaks a page, and splits the 2 MiB leaf that it is in.
+    pub(crate) fn break_page<H: Hardware>(
         &mut self,
         host: &mut HostMemory,
         hw: &mut H,
-        ipa: Ipa,
-    ) -> Result<TagOutcome, MemError> {
-        if self.tag_use == TagUse::Never {
-            return Err(MemError::NotMte);
+        page: Page,
+        ready: Ready,
+    ) -> Broken {
+        let ipa = self.ram.ipa(page);
+        match ready {
+            Ready::Page(mapped) => self.tables.break_page(hw, ipa, mapped),
+            Ready::Block(big, table) => {
+                host.leaf_tables += 1;
+                self.tables.split(hw, ipa, (big, table))
+            }
         }
-        let ipa = self.ram.page(ipa)?;
-        let mapped = match self.tables.walk(hw, ipa)? {
-            Position::Mapped(mapped) => mapped,
-            Position::Busy => return Ok(TagOutcome::Spurious),
-            Position::Vacant(_) | Position::Missing(_) => return Ok(TagOutcome::Unmapped),
-        };
-        if mapped.leaf().attr == MemAttr::WriteBack {
-            mapped.refresh(hw);
-            return Ok(TagOutcome::Spurious);
-        }
-        let hold = host.blocks.hold(hw, mapped.leaf().frame)?;
+    }
 
-        let opened = hold.opened();
-        let broken = mapped.break_leaf(hw);
-        let zeroed = hold.zero_tags(hw);
-        broken.vacant().make(hw, Mapping::Tagged(zeroed));
-        self.no_tag_access -= 1;
-        self.tag_faults += 1;
-        self.count_tagged(opened);
-        Ok(TagOutcome::Tagged)
+    /// Moves the data of a page without tag access to a frame that is the page's already.
+    pub(crate) fn move_page<H: Hardware>(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut H,
+        page: Page,
+        to: Frame,
+    ) -> Result<(), MemError> {
+        let ready = self.ready_at(host, hw, page)?;
+        let broken = self.break_page(host, hw, page, ready);
+        hw.copy(broken.was().frame, to);
+        hw.sync_code(to);
+        hw.synchronize();
+        self.tables
+            .make(hw, broken.vacant(), self.tag_use.untagged(to));
+        Ok(())
+    }
+
+    /// Maps a whole piece by one leaf again, if each frame of it holds the page of its place and
+    /// none has tag access.
+    pub(crate) fn join<H: Hardware>(&mut self, host: &mut HostMemory, hw: &mut H, frame: Frame) {
+        let Some(piece) = host.chunks.piece_start(frame) else {
+            return;
+        };
+        let uniform = host.chunks.map(piece).filter(|map| map.is_uniform());
+        let Some(slot) = uniform.map(PieceMap::slot) else {
+            return;
+        };
+        if !piece.number().is_multiple_of(PIECE_FRAMES) || !self.ram.is_whole(slot) {
+            return;
+        }
+        let leaf = self.tag_use.untagged(piece).leaf();
+        let ipa = self.ram.ipa(Page::in_slot(slot, 0));
+        if let Some(table) = self.tables.join(hw, ipa, leaf) {
+            host.chunks.join_piece(piece);
+            self.ram.roomy.remove(slot.into());
+            host.leaf_tables -= 1;
+            // It was a table a moment ago, so it is in use.
+            let _ = host.free_table_page(table);
+        }
     }
 
     /// Takes all RAM away from the guest, as a reset does: each page is zero, and untouched,
-    /// afterwards. The VM keeps its chunks and its root table.
+    /// afterwards. The VM keeps its root table.
     ///
     /// # Errors
     /// Only a guarantee that was lost before; all that can be released has been.
-    pub fn reset<H: Hardware>(
+    pub(crate) fn reset<H: Hardware>(
         &mut self,
         host: &mut HostMemory,
         hw: &mut H,
     ) -> Result<(), MemError> {
         host.before_release();
-        host.leaf_tables -= u64::from(self.tables.leaf_tables());
-        let mut result = Ok(());
-        let tag_use = self.tag_use;
-        let detached = self.tables.detach(hw);
+        let Self {
+            tables,
+            tag_use,
+            ram,
+            ..
+        } = self;
+        let (tag_use, mut result) = (*tag_use, Ok(()));
+        let detached = tables.detach(hw);
         detached.visit(hw, |hw, item| {
             let freed = match item {
-                Visit::Page(_, leaf) if tag_use.tagged(leaf) => host
-                    .blocks
-                    .drop_user(hw, leaf.frame)
-                    .map(drop)
-                    .map_err(MemError::from),
-                Visit::Page(..) | Visit::Busy(_) => Ok(()),
-                Visit::Table(table) => host.free_table_page(table).map_err(MemError::from),
+                Visit::Page(_, leaf) => {
+                    let dropped = match tag_use.tagged(leaf) {
+                        true => host.drop_user(hw, leaf.frame).map(drop),
+                        false => Ok(()),
+                    };
+                    let freed = dropped.and(ram.free_frame(host, leaf.frame));
+                    freed.map_err(MemError::from)
+                }
+                Visit::Big(_, leaf) => {
+                    if let Piece::Whole(slot) = host.chunks.piece(leaf.frame) {
+                        ram.give_piece(host, leaf.frame, slot);
+                    }
+                    Ok(())
+                }
+                Visit::Busy(_) => Ok(()),
+                Visit::Table(table, is_leaf) => {
+                    host.leaf_tables -= u64::from(is_leaf);
+                    host.free_table_page(table).map_err(MemError::from)
+                }
                 Visit::Corrupt(corrupt) => Err(corrupt.into()),
             };
             result = result.and(freed);
         });
         (self.tagged, self.no_tag_access, self.reserved) = (0, 0, 0);
+        self.tag_use = TagUse::of(&self.spec);
+        self.counts.switched_to_eager = false;
         result
     }
 
@@ -355,18 +573,17 @@ impl GuestMemory {
     ///
     /// # Errors
     /// Only a guarantee that was lost before; all that can be released has been.
-    pub fn destroy(
+    pub(crate) fn destroy(
         mut self,
         host: &mut HostMemory,
         hw: &mut impl Hardware,
     ) -> Result<(), MemError> {
         let reset = self.reset(host, hw);
         host.guest_metadata -= self.ram.metadata_bytes();
-        let chunks = self.ram.release(host);
         let root = host
             .free_table_page(self.tables.root())
             .map_err(MemError::from);
-        reset.and(chunks).and(root)
+        reset.and(root)
     }
 
     /// The VM's figures now. Constant time.
@@ -380,6 +597,7 @@ impl GuestMemory {
             self.reserved
         };
         let touched = self.tagged + self.no_tag_access;
+        let (counts, lent) = (&self.counts, self.ram.lent * PAGE_SIZE);
         VmAccount {
             memory,
             resident: touched * PAGE_SIZE,
@@ -388,83 +606,109 @@ impl GuestMemory {
                 no_tag_access: self.no_tag_access,
                 tagged: self.tagged,
             },
+            lent,
+            big_leaves: self.tables.big_leaves().into(),
             reserved,
             static_cost,
             reclaimed: static_cost as i64 - reserved as i64,
-            tag_faults: self.tag_faults,
+            tag_faults: counts.tag_faults,
+            moves: counts.moves,
+            evictions_caused: counts.evictions_caused,
+            evictions_suffered: counts.evictions_suffered,
+            demotions: counts.demotions,
+            throttled: counts.throttled,
+            switched_to_eager: counts.switched_to_eager,
             peak: VmPeak {
                 reserved: reserved.max(self.peak.reserved),
+                lent: lent.max(self.peak.lent),
                 ..self.peak
             },
-            ..VmAccount::default()
         }
     }
 
-    fn count_tagged(&mut self, opened: u64) {
+    /// Counts a page that has tag access now; `opened` bytes of tag storage were reserved for it.
+    pub(crate) fn count_tagged(&mut self, opened: u64) {
         self.tagged += 1;
         self.reserved += opened;
         self.peak.tagged_pages = self.peak.tagged_pages.max(self.tagged);
         self.peak.reserved = self.peak.reserved.max(self.reserved);
     }
+
+    /// Keeps the most of its RAM that was ever in tag storage.
+    pub(crate) fn count_lent(&mut self) {
+        self.peak.lent = self.peak.lent.max(self.ram.lent * PAGE_SIZE);
+    }
 }
 
-impl TagUse {
-    fn tagged(self, leaf: Leaf) -> bool {
-        self != Self::Never && leaf.attr == MemAttr::WriteBack
-    }
+/// A mapped page, with all that breaking it needs.
+#[derive(Debug)]
+#[must_use = "what it holds must be used or given back"]
+pub(crate) enum Ready {
+    /// It has an entry of its own.
+    Page(Mapped),
+    /// It is in a 2 MiB leaf, whose piece has got a map, and which this table is to replace.
+    Block(Big, Frame),
+}
 
-    const fn untagged(self, frame: Frame) -> Mapping {
+impl Ready {
+    /// For one who does not break it after all; returns why.
+    pub(crate) fn give_back(self, host: &mut HostMemory, cause: MemError) -> MemError {
         match self {
-            Self::Never => Mapping::WithoutMte(frame),
-            Self::AtAccess | Self::AtTagAccess => Mapping::NoTagAccess(frame),
+            Self::Page(_) => cause,
+            Self::Block(big, table) => {
+                host.chunks.join_piece(big.leaf().frame);
+                free_tables(host, [table], cause)
+            }
         }
     }
 }
 
-/// Takes a frame for a page, and storage for its tags if it is to have tag access at once.
-fn place_and_hold(
-    ram: &mut Ram,
-    host: &mut HostMemory,
-    hw: &mut impl Hardware,
-    (ipa, tag_use): (Ipa, TagUse),
-) -> Result<(Place, Option<TagHold>), MemError> {
-    let place = ram.place(host, ipa).ok_or(MemError::NoMemory)?;
-    if tag_use != TagUse::AtAccess {
-        return Ok((place, None));
-    }
-    match host.blocks.hold(hw, place.frame) {
-        Ok(hold) => Ok((place, Some(hold))),
-        Err(bad) => Err(ram.give_back(host, place, bad.into())),
-    }
-}
-
 /// The way from the root to a page that is not mapped, with all that it needs.
-enum Gap<'t> {
-    Page(Vacant<'t>),
-    Tables(Supplied<'t>),
+pub(crate) enum Gap {
+    Page(Vacant),
+    Tables(Supplied),
 }
 
-impl<'t> Gap<'t> {
-    fn supply(missing: Missing<'t>, host: &mut HostMemory) -> Result<Self, MemError> {
-        match missing.supply(|| host.alloc_table_page()) {
+impl Gap {
+    pub(crate) fn supply(position: Position, host: &mut HostMemory) -> Result<Self, MemError> {
+        let missing: Missing = match position {
+            Position::Missing(missing) => missing,
+            Position::Vacant(vacant) | Position::Busy(vacant) => return Ok(Self::Page(vacant)),
+            Position::Mapped(_) | Position::Big(_) => return Err(MemError::NoMemory),
+        };
+        match missing.supply(false, || host.alloc_table_page()) {
             Ok(supplied) => Ok(Self::Tables(supplied)),
             Err(taken) => Err(free_tables(host, taken, MemError::NoMemory)),
         }
     }
 
-    fn give_back(self, host: &mut HostMemory, cause: MemError) -> MemError {
+    /// Gives back what it has.
+    pub(crate) fn free(self, host: &mut HostMemory) -> Result<(), NotOwned> {
         match self {
-            Self::Page(_) => cause,
-            Self::Tables(supplied) => free_tables(host, supplied.into_frames(), cause),
+            Self::Page(_) => Ok(()),
+            Self::Tables(supplied) => {
+                let mut frames = supplied.into_frames();
+                frames.try_for_each(|table| host.free_table_page(table))
+            }
         }
     }
 
-    fn fill(self, host: &mut HostMemory, hw: &mut impl Hardware) -> Vacant<'t> {
+    /// The same for an operation that is refused; returns why it is refused.
+    pub(crate) fn give_back(self, host: &mut HostMemory, cause: MemError) -> MemError {
+        self.free(host).map_or_else(MemError::from, |()| cause)
+    }
+
+    pub(crate) fn fill(
+        self,
+        host: &mut HostMemory,
+        tables: &mut Stage2Tables,
+        hw: &mut impl Hardware,
+    ) -> Vacant {
         match self {
             Self::Page(vacant) => vacant,
             Self::Tables(supplied) => {
                 host.leaf_tables += 1;
-                supplied.install(hw)
+                tables.install(hw, supplied)
             }
         }
     }
@@ -482,145 +726,15 @@ fn free_tables(
     freed.map_or_else(MemError::from, |()| cause)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::{PhysAddr, PhysRange};
-    use crate::block::{BlockEvent, BlockState};
-    use crate::fakes::SimMachine;
-    use crate::frames::PIECE_FRAMES;
-    use crate::host::Layout;
-    use crate::invariants;
-    use crate::pool::BlockId;
-    use crate::region::{Dram, MemoryMap, TagRegion, TagRegionDesc};
-
-    const MIB: u64 = 1 << 20;
-    const BASE: Ipa = Ipa::new(0x4000_0000);
-
-    /// A machine of one 6 MiB chunk, as its blocks of 12 KiB want, and a VM on it.
-    fn machine(policy: Policy) -> (HostMemory, SimMachine, GuestMemory) {
-        let desc = TagRegionDesc {
-            tags_base: PhysAddr::new(6 * MIB),
-            tags_bytes: 6 * MIB / 32,
-            tagged_base: PhysAddr::new(0),
-            tagged_bytes: 6 * MIB,
-            block_size: 0x3000,
-        };
-        let range = |base, bytes| PhysRange::new(PhysAddr::new(base), bytes).unwrap();
-        let dram = vec![
-            Dram {
-                range: range(0, 7 * MIB),
-                taggable: true,
-            },
-            Dram {
-                range: range(8 * MIB, 64 * 1024),
-                taggable: false,
-            },
-        ];
-        let memory = MemoryMap {
-            dram,
-            occupied: vec![],
-        };
-        let regions = vec![TagRegion::new(&desc, &memory, &[]).unwrap()];
-        let mut host = HostMemory::new(Layout {
-            memory,
-            regions,
-            policy,
-        })
-        .unwrap();
-        let mut sim = SimMachine::new(vec![desc], vec![]);
-        let spec = GuestSpec {
-            vm: VmId::new(7).unwrap(),
-            vmid: Vmid(7),
-            ram_base: BASE,
-            ram_bytes: 4 * MIB,
-            mte: true,
-            policy,
-        };
-        let guest = GuestMemory::new(&mut host, &mut sim, spec).unwrap();
-        sim.take_log();
-        (host, sim, guest)
-    }
-
-    #[test]
-    fn a_fault_whose_block_cannot_be_reserved_is_refused_without_a_trace() {
-        let (mut host, mut sim, mut guest) = machine(Policy::Eager);
-        let block = BlockId {
-            region: 0,
-            index: 0,
-        };
-        host.blocks.force(block, BlockState::Lent);
-        let before = (host.account(), guest.account());
-        let bad = BadTransition {
-            from: BlockState::Lent,
-            event: BlockEvent::Reserve,
-        };
-        let refused = guest.access_fault(&mut host, &mut sim, BASE);
-        assert_eq!(refused, Err(MemError::Block(bad)));
-        assert_eq!((host.account(), guest.account()), before);
-        assert_eq!(sim.take_log(), []);
-        host.blocks.force(block, BlockState::Free);
-        assert!(guest.access_fault(&mut host, &mut sim, BASE).is_ok());
-    }
-
-    #[test]
-    fn a_tag_fault_whose_block_cannot_be_reserved_leaves_the_page_mapped() {
-        let (mut host, mut sim, mut guest) = machine(Policy::Lazy);
-        guest.populate(&mut host, &mut sim, BASE).unwrap();
-        let block = BlockId {
-            region: 0,
-            index: 0,
-        };
-        host.blocks.force(block, BlockState::Lent);
-        let before = (host.account(), guest.account(), guest.leaf(&sim, BASE));
-        sim.take_log();
-        assert!(guest.tag_fault(&mut host, &mut sim, BASE).is_err());
-        assert_eq!(
-            (host.account(), guest.account(), guest.leaf(&sim, BASE)),
-            before
-        );
-        assert_eq!(sim.take_log(), []);
-    }
-
-    #[test]
-    fn a_chunk_of_several_pieces_fills_several_places_and_goes_back_once() {
-        let (mut host, mut sim, mut guest) = machine(Policy::Lazy);
-        let fresh = host.account().ledger;
-        let far = Ipa::new(BASE.get() + 2 * MIB);
-        let first = guest.populate(&mut host, &mut sim, BASE).unwrap();
-        let second = guest.populate(&mut host, &mut sim, far).unwrap();
-        assert_eq!(
-            second,
-            first.plus(PIECE_FRAMES),
-            "the next piece of the same chunk"
-        );
-        assert_eq!(host.account().ledger.owned, 6 * MIB);
-        invariants::check(&host, [&guest], &mut sim).unwrap();
-        guest.destroy(&mut host, &mut sim).unwrap();
-        let after = host.account().ledger;
-        assert_eq!((after.owned, after.tables), (0, 0));
-        assert_eq!(after.sum(), fresh.sum());
-    }
-
-    #[test]
-    fn a_page_between_break_and_make_is_left_to_who_broke_it() {
-        let (mut host, mut sim, mut guest) = machine(Policy::Lazy);
-        guest.populate(&mut host, &mut sim, BASE).unwrap();
-        let Ok(Position::Mapped(mapped)) = guest.tables.walk(&sim, BASE) else {
-            panic!()
-        };
-        let was = mapped.break_leaf(&mut sim).was();
-        sim.take_log();
-        assert_eq!(
-            guest.access_fault(&mut host, &mut sim, BASE),
-            Ok(Access::Spurious)
-        );
-        assert_eq!(
-            guest.tag_fault(&mut host, &mut sim, BASE),
-            Ok(TagOutcome::Spurious)
-        );
-        assert_eq!(guest.translate(&sim, BASE), None);
-        assert_eq!(sim.take_log(), [], "above all, its frame is not zeroed");
-        assert_eq!(was.attr, MemAttr::NoTagAccess);
+/// Whether a VM's RAM can be.
+pub(crate) fn check_ram(spec: &GuestSpec) -> Result<(), MemError> {
+    let (base, bytes) = (spec.ram_base, spec.ram_bytes);
+    let aligned = base.get().is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE);
+    let end = base
+        .checked_add(bytes)
+        .filter(|end| end.get() <= 1 << IPA_BITS);
+    match aligned && bytes != 0 && end.is_some() {
+        true => Ok(()),
+        false => Err(MemError::BadRam { base, bytes }),
     }
 }

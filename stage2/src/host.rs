@@ -6,8 +6,12 @@ use core::fmt;
 
 use crate::account::{Ledger, MachineAccount};
 use crate::addr::{Frame, FrameRange, PAGE_SIZE, PhysRange};
+use crate::admission::Claim;
+use crate::bitset::BitSet;
 use crate::frames::{Chunks, NotOwned, Owner, PIECE_FRAMES, TableFrames};
-use crate::pool::TagBlocks;
+use crate::kept::Kept;
+use crate::lend::Holding;
+use crate::pool::{List, TagBlocks};
 use crate::region::{MemoryMap, TagRegion, subtract};
 
 /// Physical address bits that stage-2 tables reach without FEAT_LPA2.
@@ -88,6 +92,22 @@ pub struct HostMemory {
     pub(crate) leaf_tables: u64,
     /// Bytes of the VMs' own maps.
     pub(crate) guest_metadata: u64,
+    /// What each VM holds, by its number.
+    pub(crate) holdings: Vec<Holding>,
+    /// Free blocks that no VM's tags need soon, once they were used.
+    pub(crate) idle: List,
+    /// Frames without data in blocks that are lent.
+    pub(crate) spare: BitSet,
+    /// Whether tag storage is lent at all.
+    pub(crate) lends: bool,
+    pub(crate) peak_lent: u64,
+    /// What all VMs are promised.
+    pub(crate) admitted: Claim,
+    /// What is kept for the operation under way.
+    pub(crate) kept: Kept,
+    /// Allocations until one is refused, in tests.
+    #[cfg(any(test, feature = "fakes"))]
+    pub(crate) refuse_after: Option<u64>,
     policy: Policy,
     discovered: u64,
     occupied: u64,
@@ -134,13 +154,24 @@ impl HostMemory {
         }
         let mut chunks = Chunks::new();
         share_out(&mut chunks, &mut tables, taggable, &regions).ok_or(LayoutError::NoHeap)?;
-        let blocks = TagBlocks::new(regions, policy == Policy::Static);
+        let lends = policy != Policy::Static;
+        let blocks = TagBlocks::new(regions, !lends).ok_or(LayoutError::NoHeap)?;
+        let spare = BitSet::new(if lends { blocks.storage_frames() } else { 0 });
         Ok(Self {
-            blocks: blocks.ok_or(LayoutError::NoHeap)?,
+            blocks,
             chunks,
             tables,
             leaf_tables: 0,
             guest_metadata: 0,
+            holdings: Vec::new(),
+            idle: List::EMPTY,
+            spare: spare.ok_or(LayoutError::NoHeap)?,
+            lends,
+            peak_lent: 0,
+            admitted: Claim::default(),
+            kept: Kept::default(),
+            #[cfg(any(test, feature = "fakes"))]
+            refuse_after: None,
             policy,
             discovered,
             occupied: discovered - carved - in_use,
@@ -168,7 +199,11 @@ impl HostMemory {
     /// Takes a frame for a table: of DRAM without tags if there is any, never of a carve-out. Its
     /// contents are whatever they were.
     pub fn alloc_table_page(&mut self) -> Option<Frame> {
-        self.tables.alloc(&mut self.chunks)
+        let kept = self.kept_table();
+        kept.or_else(|| match self.grant() {
+            true => self.tables.alloc(&mut self.chunks),
+            false => None,
+        })
     }
 
     /// Gives a table's frame back, after no walker can reach it (S14).
@@ -190,7 +225,7 @@ impl HostMemory {
             reserved: blocks.reserved,
             offline: blocks.offline,
             lent: blocks.lent,
-            peak_lent: 0,
+            peak_lent: self.peak_lent,
             free: blocks.free(),
             untaggable: self.untaggable,
             reclaimed,
@@ -232,7 +267,30 @@ impl HostMemory {
     /// Bytes of all metadata for memory.
     pub fn metadata_bytes(&self) -> u64 {
         let tables = self.tables.metadata_bytes() + self.chunks.metadata_bytes();
-        tables + self.blocks.metadata_bytes() + self.guest_metadata
+        let storage = self.blocks.metadata_bytes() + self.spare.metadata_bytes();
+        tables + storage + self.guest_metadata
+    }
+
+    /// Whether something may be allocated: always, unless a test refuses.
+    pub(crate) fn grant(&mut self) -> bool {
+        #[cfg(any(test, feature = "fakes"))]
+        if let Some(left) = &mut self.refuse_after {
+            return match left.checked_sub(1) {
+                Some(less) => {
+                    *left = less;
+                    true
+                }
+                None => false,
+            };
+        }
+        true
+    }
+
+    /// Refuses every allocation after the next `grants`, or none: for tests of what a refusal leaves
+    /// behind. Returns how many grants were left.
+    #[cfg(any(test, feature = "fakes"))]
+    pub fn refuse_after(&mut self, grants: Option<u64>) -> Option<u64> {
+        core::mem::replace(&mut self.refuse_after, grants)
     }
 
     fn ledger(&self) -> Ledger {

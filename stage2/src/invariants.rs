@@ -9,7 +9,7 @@ use core::fmt;
 use crate::addr::{Frame, Ipa, PAGE_SIZE};
 use crate::block::BlockState;
 use crate::descriptor::Leaf;
-use crate::frames::Owner;
+use crate::frames::{Owner, PIECE_FRAMES, Piece};
 use crate::guest::GuestMemory;
 use crate::host::HostMemory;
 use crate::pool::BlockId;
@@ -26,7 +26,7 @@ pub enum Violation {
         /// Its frame.
         frame: Frame,
     },
-    /// S2, S4: a page is mapped to tag storage.
+    /// S2, S4: a page is mapped to tag storage that is not lent, or with tag access.
     StorageMapped {
         /// The page.
         ipa: Ipa,
@@ -128,8 +128,9 @@ impl Facts {
     }
 }
 
-/// Checks one page and its tag block, in time that does not grow with memory: for use after each trap. `fresh_tags` says that the trap was
-/// the page's first tag access, so that its tags must be 0. Returns how many facts it checked.
+/// Checks one page and its tag block, in time that does not grow with memory: for use after each
+/// trap. `fresh_tags` says that the trap was the page's first tag access, so that its tags must be 0.
+/// Returns how many facts it checked.
 pub fn check_page<H: TableMemory + TagCache>(
     host: &HostMemory,
     guest: &GuestMemory,
@@ -146,38 +147,28 @@ pub fn check_page<H: TableMemory + TagCache>(
         if fresh_tags {
             facts.check(hw.tags_are_zero(leaf.frame), Violation::OldTags(ipa))?;
         }
-        check_users(&mut facts, host, guest, (hw, ipa.page(), leaf))?;
+        check_users(&mut facts, host, guest, (hw, leaf.frame))?;
     }
     check_sum(&mut facts, host)?;
     Ok(facts.0)
 }
 
-/// Recounts the users of the block behind one page (S6): where the page's neighbours in the coverage are its neighbours in
-/// the guest too, which they are within a piece.
+/// Recounts the users of the block behind a frame from the entries of the pages that it covers (S6).
 fn check_users<H: TableMemory>(
     facts: &mut Facts,
     host: &HostMemory,
     guest: &GuestMemory,
-    (hw, ipa, leaf): (&H, Ipa, Leaf),
+    (hw, frame): (&H, Frame),
 ) -> Result<(), Violation> {
-    let Some(block) = host.blocks.block_of(leaf.frame) else {
-        return Ok(());
-    };
-    let region = host.blocks.regions().nth(usize::from(block.region));
-    let Some(coverage) = region.map(|region| region.coverage(block.index)) else {
+    let Some(block) = host.blocks.block_of(frame) else {
         return Ok(());
     };
     let mut users = host.blocks.standing_users();
-    for frame in coverage.iter() {
-        let there = ipa
-            .get()
-            .wrapping_add(frame.addr().get().wrapping_sub(leaf.frame.addr().get()));
-        let there = Ipa::new(there);
-        if guest.ram().home(there) != Some(frame) {
-            return Ok(());
-        }
+    for frame in host.blocks.coverage(block).iter() {
+        let leaf = host.chunks.page_in(frame).map(|page| guest.ram.ipa(page));
+        let leaf = leaf.and_then(|ipa| guest.leaf(hw, ipa));
         let tagged = |leaf: Leaf| leaf.frame == frame && guest.has_tag_access(leaf);
-        users += u32::from(guest.leaf(hw, there).is_some_and(tagged));
+        users += u32::from(leaf.is_some_and(tagged));
     }
     let state = host.blocks.state(block);
     let right = state == BlockState::Offline || state == BlockState::Reserved { users };
@@ -199,22 +190,38 @@ pub fn check<'g, H: TableMemory>(
     hw: &mut H,
 ) -> Result<u64, Violation> {
     let mut facts = Facts::default();
-    let mut users: Vec<Vec<u32>> = host
-        .blocks
-        .regions()
-        .map(|region| vec![0; region.blocks() as usize])
-        .collect();
-    let (mut tables, mut leaf_tables) = (0, 0);
+    let mut found = Found {
+        users: host
+            .blocks
+            .regions()
+            .map(|region| vec![0; region.blocks() as usize])
+            .collect(),
+        tables: 0,
+        leaf_tables: 0,
+        lent: 0,
+    };
     for guest in guests {
-        check_guest(&mut facts, host, guest, hw, &mut users)?;
-        tables += u64::from(guest.tables().tables());
-        leaf_tables += u64::from(guest.tables().leaf_tables());
+        check_guest(&mut facts, host, guest, hw, &mut found)?;
+        found.tables += u64::from(guest.tables().tables());
+        found.leaf_tables += u64::from(guest.tables().leaf_tables());
+        found.lent += guest.ram.lent;
     }
-    check_blocks(&mut facts, host, &users)?;
+    check_blocks(&mut facts, host, &found.users)?;
     check_account(&mut facts, host)?;
-    facts.equal("leaf tables", host.leaf_tables, leaf_tables)?;
-    facts.equal("tables", host.account().tables, tables * PAGE_SIZE)?;
+    let bytes = host.blocks.bytes();
+    facts.equal("lent pages", bytes.lent, found.lent * PAGE_SIZE)?;
+    facts.equal("leaf tables", host.leaf_tables, found.leaf_tables)?;
+    facts.equal("tables", host.account().tables, found.tables * PAGE_SIZE)?;
     Ok(facts.0)
+}
+
+/// What the VMs have, together.
+struct Found {
+    /// Frames with tag access of each block's coverage.
+    users: Vec<Vec<u32>>,
+    tables: u64,
+    leaf_tables: u64,
+    lent: u64,
 }
 
 fn check_leaf(
@@ -225,26 +232,26 @@ fn check_leaf(
 ) -> Result<(), Violation> {
     let frame = leaf.frame;
     let not_owned = Violation::NotOwned { ipa, frame };
-    // Each VM has chunks of its own, and each piece of them has one place in it: so no frame is
-    // mapped twice.
-    facts.check(
-        host.owner(frame) == Some(Owner::Vm(guest.spec().vm)),
-        not_owned,
-    )?;
-    facts.check(guest.ram().home(ipa) == Some(frame), not_owned)?;
+    let page = guest.ram.page(ipa).ok();
+    let tagged = guest.has_tag_access(leaf);
+    facts.check(page.is_some(), not_owned)?;
     if let Some(block) = host.blocks.storage_of(frame) {
-        facts.check(false, Violation::StorageMapped { ipa, block })?;
+        let tenant = host.blocks.tenant(frame);
+        let own = tenant.map(|tenant| (tenant.vm, Some(tenant.page)));
+        facts.check(own == Some((guest.spec().vm, page)), not_owned)?;
+        let lent = matches!(host.blocks.state(block), BlockState::Lent { .. });
+        return facts.check(lent && !tagged, Violation::StorageMapped { ipa, block });
     }
-    facts.0 += 1;
-    if !guest.has_tag_access(leaf) {
-        return Ok(());
+    // A frame has one page in the maps, and a page one entry: so no frame is mapped twice.
+    let owner = host.owner(frame);
+    facts.check(owner == Some(Owner::Vm(guest.spec().vm)), not_owned)?;
+    facts.check(host.chunks.page_in(frame) == page, not_owned)?;
+    if let Some(block) = host.blocks.block_of(frame).filter(|_| tagged) {
+        let state = host.blocks.state(block);
+        let has_storage = matches!(state, BlockState::Reserved { .. } | BlockState::Offline);
+        facts.check(has_storage, Violation::NotReserved { ipa, block, state })?;
     }
-    let Some(block) = host.blocks.block_of(frame) else {
-        return Ok(());
-    };
-    let state = host.blocks.state(block);
-    let has_storage = matches!(state, BlockState::Reserved { .. } | BlockState::Offline);
-    facts.check(has_storage, Violation::NotReserved { ipa, block, state })
+    facts.check(host.chunks.is_tagged(frame) == tagged, not_owned)
 }
 
 fn check_guest<H: TableMemory>(
@@ -252,25 +259,36 @@ fn check_guest<H: TableMemory>(
     host: &HostMemory,
     guest: &GuestMemory,
     hw: &mut H,
-    users: &mut [Vec<u32>],
+    found: &mut Found,
 ) -> Result<(), Violation> {
-    let (mut tagged, mut untagged, mut tables) = (0, 0, 1);
+    let (mut tagged, mut untagged, mut tables, mut lent, mut big) = (0, 0, 1, 0, 0);
     let mut result = Ok(());
     guest.tables().visit(hw, |_, item| {
         let checked = match item {
-            Visit::Table(table) => {
+            Visit::Table(table, _) => {
                 tables += 1;
                 facts.check(host.tables.is_used(table), Violation::TableNotOwned(table))
             }
             Visit::Page(ipa, leaf) => {
+                lent += u64::from(host.blocks.storage_of(leaf.frame).is_some());
                 match guest.has_tag_access(leaf) {
                     true => tagged += 1,
                     false => untagged += 1,
                 }
-                if let Some(count) = user_count(host, guest, leaf, users) {
+                if let Some(count) = user_count(host, guest, leaf, &mut found.users) {
                     *count += 1;
                 }
                 check_leaf(facts, host, guest, (ipa, leaf))
+            }
+            Visit::Big(ipa, leaf) => {
+                untagged += PIECE_FRAMES;
+                big += 1;
+                let piece = host.chunks.piece(leaf.frame);
+                let whole = guest.ram.page(ipa).map(|page| Piece::Whole(page.slot()));
+                let frame = leaf.frame;
+                facts
+                    .check(whole == Ok(piece), Violation::NotOwned { ipa, frame })
+                    .and(check_leaf(facts, host, guest, (ipa, leaf)))
             }
             Visit::Busy(ipa) => Err(Violation::LeftBroken(ipa)),
             Visit::Corrupt(corrupt) => Err(Violation::Corrupt(corrupt)),
@@ -278,15 +296,7 @@ fn check_guest<H: TableMemory>(
         result = result.and(checked);
     });
     result?;
-    let pieces: BinaryHeap<Frame> = guest.ram().pieces().collect();
-    let settled = pieces.len() as u64;
-    let mut pieces = pieces.into_sorted_vec();
-    pieces.dedup();
-    facts.equal(
-        "pieces of a VM, each in one place",
-        settled,
-        pieces.len() as u64,
-    )?;
+    check_pieces(facts, host, guest, tagged + untagged - lent)?;
     let account = guest.account();
     facts.equal("tagged pages", account.pages.tagged, tagged)?;
     facts.equal(
@@ -294,7 +304,40 @@ fn check_guest<H: TableMemory>(
         account.pages.no_tag_access,
         untagged,
     )?;
+    facts.equal("lent pages of a VM", guest.ram.lent, lent)?;
+    facts.equal("2 MiB leaves", account.big_leaves, big)?;
     facts.equal("tables of a VM", guest.tables().tables().into(), tables)
+}
+
+/// Each piece of a VM is in one place, and all frames in use have a page that is mapped.
+fn check_pieces(
+    facts: &mut Facts,
+    host: &HostMemory,
+    guest: &GuestMemory,
+    mapped: u64,
+) -> Result<(), Violation> {
+    let pieces: BinaryHeap<Frame> = guest.ram.pieces().collect();
+    let places = pieces.len() as u64;
+    let mut pieces = pieces.into_sorted_vec();
+    pieces.dedup();
+    facts.equal("pieces, each in one place", places, pieces.len() as u64)?;
+    facts.equal("pieces of a VM", guest.ram.owned as u64, places)?;
+    let used = pieces.iter().map(|&piece| match host.chunks.piece(piece) {
+        Piece::Unused => 0,
+        Piece::Whole(_) => PIECE_FRAMES,
+        Piece::Mapped(_) => host
+            .chunks
+            .map(piece)
+            .map_or(0, |map| map.used_count().into()),
+    });
+    facts.equal("frames in use by a VM", used.sum(), mapped)?;
+    let roomy = guest.ram.homes.iter().zip(0..).find(|&(home, slot)| {
+        let map = home.and_then(|piece| host.chunks.map(piece));
+        let has_room = map.is_some_and(|map| map.first_free().is_some());
+        has_room != guest.ram.roomy.contains(slot)
+            || home.is_none() != guest.ram.homeless.contains(slot)
+    });
+    facts.equal("slots noted wrongly", 0, roomy.is_some().into())
 }
 
 fn user_count<'u>(
@@ -327,10 +370,18 @@ fn check_blocks(facts: &mut Facts, host: &HostMemory, users: &[Vec<u32>]) -> Res
                 Violation::NotOffline(block),
             )?;
             let expected = users + host.blocks.standing_users();
+            let storage = region.storage(index);
+            let tenants = storage
+                .iter()
+                .filter(|frame| host.blocks.tenant(*frame).is_some());
+            let tenants = tenants.count() as u32;
             let right = match state {
-                BlockState::Reserved { users } => users == expected && users > 0,
-                BlockState::Offline => true,
-                _ => expected == 0,
+                BlockState::Reserved { users } => users == expected && users > 0 && tenants == 0,
+                BlockState::Offline => tenants == 0,
+                BlockState::Lent { frames } => frames == tenants && frames > 0 && expected == 0,
+                BlockState::Unswept | BlockState::Free => expected == 0 && tenants == 0,
+                // On their way: not at rest.
+                BlockState::Evicting { .. } | BlockState::Scrubbing => false,
             };
             facts.check(
                 right,
@@ -346,12 +397,15 @@ fn check_blocks(facts: &mut Facts, host: &HostMemory, users: &[Vec<u32>]) -> Res
                     live += u64::from(users) * PAGE_SIZE;
                 }
                 BlockState::Offline => offline += region.block_bytes(),
-                BlockState::Lent | BlockState::Evicting => lent += region.block_bytes(),
+                BlockState::Lent { frames } | BlockState::Evicting { frames } => {
+                    lent += u64::from(frames) * PAGE_SIZE;
+                }
                 BlockState::Unswept | BlockState::Free => {}
             }
         }
     }
     let bytes = host.blocks.bytes();
+    facts.equal("blocks in wrong lists", 0, host.misplaced())?;
     facts.equal("reserved bytes", bytes.reserved, reserved)?;
     facts.equal("offline bytes", bytes.offline, offline)?;
     facts.equal("lent bytes", bytes.lent, lent)?;

@@ -12,6 +12,8 @@ extern crate alloc;
 
 pub mod account;
 pub mod addr;
+mod admission;
+mod bitset;
 pub mod block;
 pub mod descriptor;
 #[cfg(any(test, feature = "fakes"))]
@@ -20,7 +22,12 @@ pub mod frames;
 pub mod guest;
 pub mod host;
 pub mod invariants;
+mod kept;
+mod lend;
 pub mod memory;
+mod migrate;
+mod pieces;
+mod placement;
 pub mod pool;
 pub mod ports;
 mod ram;

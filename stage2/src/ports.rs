@@ -4,7 +4,7 @@
 //! crate decides *when* and *in which order*; a port decides nothing.
 
 use crate::addr::{Frame, FrameRange, Ipa};
-use crate::descriptor::Vmid;
+use crate::descriptor::{TABLE_ENTRIES, Vmid};
 
 /// Access to the frames that hold stage-2 tables: 512 entries of 64 bits each.
 pub trait TableMemory {
@@ -14,6 +14,13 @@ pub trait TableMemory {
     fn write(&mut self, table: Frame, index: usize, raw: u64);
     /// Writes 0 to all entries of a frame that is not yet, or no longer, reachable.
     fn clear(&mut self, table: Frame);
+    /// Writes `first`, `first` + `step` and so on to the entries of a frame that is not reachable.
+    fn fill(&mut self, table: Frame, first: u64, step: u64) {
+        self.clear(table);
+        for index in 0..TABLE_ENTRIES {
+            self.write(table, index, first + index as u64 * step);
+        }
+    }
 }
 
 /// The TLBs of all CPUs. TLB maintenance acts on the VMID in VTTBR_EL2, so each call names the

@@ -1,157 +1,118 @@
-//! The RAM of one VM: which host memory is behind which guest address. Lock rank: VM tables.
+//! The RAM of one VM: which host memory is behind which guest addresses. Lock rank: memory.
+//!
+//! A VM's taggable memory is pieces of 2 MiB. Each is the home of one 2 MiB slot of guest addresses;
+//! a page whose frame at home is free goes there, so that one leaf can map the slot. Other pages
+//! are where there was room.
 
 use alloc::vec::Vec;
 
-use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, try_filled};
-use crate::frames::{ChunkId, Owner, PIECE_BYTES, PIECE_FRAMES, VmId};
+use crate::addr::{Frame, Ipa, PAGE_SHIFT, try_filled};
+use crate::bitset::BitSet;
+use crate::frames::{PIECE_BYTES, PIECE_FRAMES, VmId};
 use crate::guest::{GuestSpec, MemError};
-use crate::host::HostMemory;
+use crate::pieces::Page;
 
-/// The RAM of a VM: which 2 MiB piece of host memory is behind each 2 MiB of guest addresses.
-/// Inside a piece both run in step, so that a block can be mapped as one later.
+/// The RAM of a VM.
 #[derive(Debug)]
 pub(crate) struct Ram {
-    vm: VmId,
+    pub(crate) vm: VmId,
     base: Ipa,
     bytes: u64,
-    slots: Vec<Option<Frame>>,
-    /// Pieces of the VM's chunks that are behind no guest address yet.
-    spare: Vec<Frame>,
-}
-
-/// A frame for a page, and where its piece comes from.
-pub(crate) struct Place {
-    pub(crate) frame: Frame,
-    slot: usize,
-    piece: Piece,
-}
-
-/// Where a piece comes from.
-enum Piece {
-    /// It is behind its guest addresses already.
-    Settled,
-    /// The last of the spare ones.
-    Spare(Frame),
-    /// The first of a new chunk.
-    New(ChunkId, FrameRange),
+    /// The piece that is the home of each slot.
+    pub(crate) homes: Vec<Option<Frame>>,
+    /// Slots without a home.
+    pub(crate) homeless: BitSet,
+    /// Slots whose home has a frame without a page.
+    pub(crate) roomy: BitSet,
+    /// Pieces that are no home: unused. There is room for all that the VM has.
+    pub(crate) spare: Vec<Frame>,
+    /// Pieces that the VM has.
+    pub(crate) owned: usize,
+    /// Frames of tag storage with its pages.
+    pub(crate) lent: u64,
 }
 
 impl Ram {
-    /// The RAM of a new VM, nothing of it settled; `None` if the heap has no room for the map.
-    pub(crate) fn new(spec: GuestSpec) -> Option<Self> {
+    /// The RAM of a new VM, nothing of it anywhere; `None` if the heap has no room for its maps. A
+    /// chunk is `pieces`: what the VM may have beyond its RAM is the home of slots beyond it.
+    pub(crate) fn new(spec: &GuestSpec, pieces: u64) -> Option<Self> {
         let first = spec.ram_base.get() / PIECE_BYTES;
-        let end = (spec.ram_base.get() + spec.ram_bytes).div_ceil(PIECE_BYTES);
+        let slots = (spec.ram_base.get() + spec.ram_bytes).div_ceil(PIECE_BYTES) - first;
+        let slots = slots + 2 * pieces;
+        let mut homeless = BitSet::new(slots)?;
+        (0..slots).for_each(|slot| homeless.insert(slot));
         Some(Self {
             vm: spec.vm,
             base: spec.ram_base,
             bytes: spec.ram_bytes,
-            slots: try_filled(None, end - first)?,
+            homes: try_filled(None, slots)?,
+            homeless,
+            roomy: BitSet::new(slots)?,
             spare: Vec::new(),
+            owned: 0,
+            lent: 0,
         })
     }
 
-    /// Bytes of the map.
+    /// Bytes of the maps.
     pub(crate) fn metadata_bytes(&self) -> u64 {
-        size_of_val(self.slots.as_slice()) as u64
-    }
-
-    /// The pieces of the VM, behind a guest address or not.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = Frame> {
-        self.slots.iter().flatten().chain(&self.spare).copied()
+        let sets = self.homeless.metadata_bytes() + self.roomy.metadata_bytes();
+        size_of_val(self.homes.as_slice()) as u64 + sets
     }
 
     /// The page of an address, if it is RAM.
-    pub(crate) fn page(&self, ipa: Ipa) -> Result<Ipa, MemError> {
+    pub(crate) fn page(&self, ipa: Ipa) -> Result<Page, MemError> {
         match ipa.get().checked_sub(self.base.get()) {
-            Some(offset) if offset < self.bytes => Ok(ipa.page()),
+            Some(offset) if offset < self.bytes => {
+                Ok(Page(((ipa.get() - self.origin()) >> PAGE_SHIFT) as u32))
+            }
             _ => Err(MemError::NotRam(ipa)),
         }
     }
 
-    fn slot(&self, ipa: Ipa) -> usize {
-        (ipa.get() / PIECE_BYTES - self.base.get() / PIECE_BYTES) as usize
+    /// The first page.
+    pub(crate) const fn first_page(&self) -> Page {
+        Page(((self.base.get() - self.origin()) >> PAGE_SHIFT) as u32)
     }
 
-    /// The frame behind an address, if that is decided.
-    pub(crate) fn home(&self, ipa: Ipa) -> Option<Frame> {
-        let ipa = self.page(ipa).ok()?;
-        Some(frame_in((*self.slots.get(self.slot(ipa))?)?, ipa))
+    /// The address of a page.
+    pub(crate) const fn ipa(&self, page: Page) -> Ipa {
+        Ipa::new(self.origin() + ((page.0 as u64) << PAGE_SHIFT))
     }
 
-    /// Finds a frame for a page of RAM, and takes a chunk if that needs one.
-    pub(crate) fn place(&mut self, host: &mut HostMemory, ipa: Ipa) -> Option<Place> {
-        let slot = self.slot(ipa);
-        let (base, piece) = match (*self.slots.get(slot)?, self.spare.last()) {
-            (Some(base), _) => (base, Piece::Settled),
-            (None, Some(&base)) => (base, Piece::Spare(base)),
-            (None, None) => {
-                let chunk = host.chunks.alloc(Owner::Vm(self.vm))?;
-                let frames = host.chunks.frames(chunk);
-                self.spare
-                    .reserve((frames.count / PIECE_FRAMES - 1) as usize);
-                (frames.start, Piece::New(chunk, frames))
-            }
-        };
-        Some(Place {
-            frame: frame_in(base, ipa),
-            slot,
-            piece,
-        })
+    /// Whether all 2 MiB of a slot are RAM.
+    pub(crate) fn is_whole(&self, slot: u32) -> bool {
+        let start = self.origin() + u64::from(slot) * PIECE_BYTES;
+        start >= self.base.get() && start + PIECE_BYTES <= self.base.get() + self.bytes
     }
 
-    /// Undoes [`place`](Self::place) for an operation that is refused; returns why it is refused.
-    pub(crate) fn give_back(
-        &self,
-        host: &mut HostMemory,
-        place: Place,
-        cause: MemError,
-    ) -> MemError {
-        match place.piece {
-            Piece::Settled | Piece::Spare(_) => cause,
-            Piece::New(chunk, _) => {
-                let freed = host.chunks.free(chunk, Owner::Vm(self.vm));
-                freed.map_or_else(MemError::from, |()| cause)
-            }
+    /// The piece that is the home of a slot.
+    pub(crate) fn home(&self, slot: u32) -> Option<Frame> {
+        *self.homes.get(slot as usize)?
+    }
+
+    pub(crate) fn set_home(&mut self, slot: u32, home: Option<Frame>) {
+        if let Some(entry) = self.homes.get_mut(slot as usize) {
+            *entry = home;
+        }
+        match home {
+            Some(_) => self.homeless.remove(slot.into()),
+            None => self.homeless.insert(slot.into()),
         }
     }
 
-    /// Settles what [`place`](Self::place) found.
-    pub(crate) fn adopt(&mut self, place: Place) {
-        let base = match place.piece {
-            Piece::Settled => return,
-            Piece::Spare(base) => {
-                self.spare.pop();
-                base
-            }
-            Piece::New(_, frames) => {
-                let pieces = 1..frames.count / PIECE_FRAMES;
-                let pieces = pieces.map(|number| frames.start.plus(number * PIECE_FRAMES));
-                self.spare.extend(pieces.rev());
-                frames.start
-            }
-        };
-        if let Some(slot) = self.slots.get_mut(place.slot) {
-            *slot = Some(base);
-        }
+    /// The pieces of the VM, homes or not.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Frame> {
+        self.homes.iter().flatten().chain(&self.spare).copied()
     }
 
-    /// Gives all chunks back.
-    pub(crate) fn release(&mut self, host: &mut HostMemory) -> Result<(), MemError> {
-        let owner = Owner::Vm(self.vm);
-        let mut result = Ok(());
-        for piece in self.slots.drain(..).flatten().chain(self.spare.drain(..)) {
-            // The first piece of a chunk that is met takes the others with it.
-            if let Some(chunk) = host.chunks.chunk_of(piece)
-                && host.chunks.owner(chunk) == owner
-            {
-                result = result.and(host.chunks.free(chunk, owner).map_err(MemError::from));
-            }
-        }
-        result
+    const fn origin(&self) -> u64 {
+        self.base.get() & !(PIECE_BYTES - 1)
     }
 }
 
-/// The frame of a page inside its 2 MiB piece.
-fn frame_in(piece: Frame, ipa: Ipa) -> Frame {
-    piece.plus(ipa.get() % PIECE_BYTES / PAGE_SIZE)
+/// The frame of a page in a piece that is its home.
+pub(crate) fn at_home(piece: Frame, page: Page) -> Frame {
+    debug_assert!(page.offset() < PIECE_FRAMES);
+    piece.plus(page.offset())
 }

@@ -1,14 +1,16 @@
-//! The stage-2 tables of one VM: walk, make, break. Lock rank: VM tables.
+//! The stage-2 tables of one VM: walk, make, break. Lock rank: memory.
 //!
-//! A walk ends in a [`Position`] that borrows the tables, so it cannot outlive the lock they are
-//! behind. What it allows is all that can be done there: over a valid entry only a break, which
-//! ends in a TLB invalidation; over an invalid one only a make (DDI 0487, D8.16.1).
+//! A walk ends in a [`Position`], and what that allows is all that can be done there: over a valid
+//! entry only a break, which ends in a TLB invalidation; over an invalid one only a make (DDI 0487,
+//! D8.16.1). A position is worth something only as long as the lock is held under which it was
+//! found.
 
-use crate::addr::{Frame, Ipa};
+use crate::addr::{Frame, Ipa, PAGE_SIZE, PhysAddr};
 use crate::descriptor::{
     Entry, IPA_BITS, Leaf, Level, MemAttr, ROOT_ENTRIES, TABLE_ENTRIES, Vacancy, Vmid,
 };
-use crate::pool::TagsZeroed;
+use crate::frames::PIECE_BYTES;
+use crate::pool::{TagsKept, TagsZeroed};
 use crate::ports::{Hardware, TableMemory, Tlb};
 
 /// An entry that this crate did not write: its table is corrupt.
@@ -29,13 +31,26 @@ pub struct Stage2Tables {
     vmid: Vmid,
     tables: u32,
     leaf_tables: u32,
+    blocks: u32,
 }
 
-/// An entry's place.
-#[derive(Clone, Copy)]
-struct Slot {
-    table: Frame,
-    index: usize,
+/// An entry's place: the address of its table, and its index in the low bits. Positions are small, as
+/// they are handed on at each fault.
+#[derive(Clone, Copy, Debug)]
+struct Slot(u64);
+
+impl Slot {
+    const fn new(table: Frame, index: usize) -> Self {
+        Self(table.addr().get() | index as u64)
+    }
+
+    const fn table(self) -> Frame {
+        Frame::containing(PhysAddr::new(self.0))
+    }
+
+    const fn index(self) -> usize {
+        self.0 as usize % TABLE_ENTRIES
+    }
 }
 
 /// What to map.
@@ -47,23 +62,41 @@ pub enum Mapping {
     NoTagAccess(Frame),
     /// A page whose tags have storage, and are 0.
     Tagged(TagsZeroed),
+    /// A page whose tags have storage, and are its own.
+    Retagged(TagsKept),
+}
+
+impl Mapping {
+    /// The entry.
+    pub(crate) fn leaf(self) -> Leaf {
+        let (frame, attr) = match self {
+            Self::WithoutMte(frame) => (frame, MemAttr::WriteBack),
+            Self::NoTagAccess(frame) => (frame, MemAttr::NoTagAccess),
+            Self::Tagged(zeroed) => (zeroed.into_user(), MemAttr::WriteBack),
+            Self::Retagged(kept) => (kept.into_user(), MemAttr::WriteBack),
+        };
+        Leaf { frame, attr }
+    }
 }
 
 /// What a walk found for one page.
-pub enum Position<'t> {
+#[derive(Debug)]
+pub enum Position {
     /// Not all tables exist on the way.
-    Missing(Missing<'t>),
+    Missing(Missing),
     /// Nothing was ever mapped.
-    Vacant(Vacant<'t>),
+    Vacant(Vacant),
     /// A page is mapped.
-    Mapped(Mapped<'t>),
+    Mapped(Mapped),
+    /// A 2 MiB leaf maps the page and its neighbours.
+    Big(Big),
     /// Another handler is between break and make.
-    Busy,
+    Busy(Vacant),
 }
 
 /// A page that lacks tables.
-pub struct Missing<'t> {
-    tables: &'t mut Stage2Tables,
+#[derive(Debug)]
+pub struct Missing {
     at: Slot,
     level: Level,
     ipa: Ipa,
@@ -71,31 +104,39 @@ pub struct Missing<'t> {
 
 /// A page that lacks tables, with the frames for them.
 #[must_use = "the frames must be installed or freed"]
-pub struct Supplied<'t> {
-    missing: Missing<'t>,
-    leaf_table: Frame,
+#[derive(Debug)]
+pub struct Supplied {
+    missing: Missing,
+    leaf_table: Option<Frame>,
     /// Present if, and only if, the table of level 2 lacks too.
     middle: Option<Frame>,
 }
 
-/// A page without a valid entry, ready to be made.
-pub struct Vacant<'t> {
-    _tables: &'t mut Stage2Tables,
+/// A page, or 2 MiB, without a valid entry, ready to be made.
+#[derive(Debug)]
+pub struct Vacant {
     at: Slot,
+    level: Level,
 }
 
 /// A page with a valid entry.
-pub struct Mapped<'t> {
-    tables: &'t mut Stage2Tables,
+#[derive(Debug)]
+pub struct Mapped {
     at: Slot,
-    ipa: Ipa,
+    leaf: Leaf,
+}
+
+/// A 2 MiB leaf, met on the way to one of its pages.
+#[derive(Debug)]
+pub struct Big {
+    at: Slot,
     leaf: Leaf,
 }
 
 /// A page whose entry was made invalid and dropped from all TLBs: no access to it is under way.
 #[must_use = "the guest cannot reach a broken page until it is made again"]
-pub struct Broken<'t> {
-    tables: &'t mut Stage2Tables,
+#[derive(Debug)]
+pub struct Broken {
     at: Slot,
     leaf: Leaf,
 }
@@ -112,6 +153,7 @@ impl Stage2Tables {
             vmid,
             tables: 1,
             leaf_tables: 0,
+            blocks: 0,
         }
     }
 
@@ -135,58 +177,189 @@ impl Stage2Tables {
         self.leaf_tables
     }
 
-    /// The page mapped at `ipa`, if any.
+    /// How many 2 MiB leaves there are.
+    pub const fn big_leaves(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The page mapped at `ipa`, if any, be it part of a 2 MiB leaf.
     pub fn lookup(&self, memory: &impl TableMemory, ipa: Ipa) -> Option<Leaf> {
-        let mut table = self.root;
-        for level in [Level::One, Level::Two, Level::Three] {
-            match Entry::decode(memory.read(table, index(ipa, level)?), level) {
-                Entry::Table(next) => table = next,
-                Entry::Page(leaf) => return Some(leaf),
-                Entry::Invalid(_) | Entry::Foreign(_) => return None,
-            }
+        match self.walk(memory, ipa).ok()? {
+            Position::Mapped(mapped) => Some(mapped.leaf),
+            Position::Big(big) => Some(big.leaf()),
+            Position::Missing(_) | Position::Vacant(_) | Position::Busy(_) => None,
         }
-        None
     }
 
     /// Walks to `ipa`'s page. An address of more than [`IPA_BITS`] bits is an error of the caller,
     /// and reported as corruption of the root.
-    pub fn walk(&mut self, memory: &impl TableMemory, ipa: Ipa) -> Result<Position<'_>, Corrupt> {
+    pub fn walk(&self, memory: &impl TableMemory, ipa: Ipa) -> Result<Position, Corrupt> {
         let mut table = self.root;
         for level in [Level::One, Level::Two, Level::Three] {
             let corrupt = |index, raw| Corrupt { table, index, raw };
             let index = index(ipa, level).ok_or(corrupt(ROOT_ENTRIES, ipa.get()))?;
-            let at = Slot { table, index };
+            let at = Slot::new(table, index);
             let raw = memory.read(table, index);
-            match Entry::decode(raw, level) {
-                Entry::Table(next) => table = next,
-                Entry::Page(leaf) => {
-                    return Ok(Position::Mapped(Mapped {
-                        tables: self,
-                        at,
-                        ipa,
-                        leaf,
-                    }));
+            return Ok(match (Entry::decode(raw, level), level) {
+                (Entry::Table(next), _) => {
+                    table = next;
+                    continue;
                 }
-                Entry::Invalid(Vacancy::Broken) => return Ok(Position::Busy),
-                Entry::Invalid(Vacancy::NeverMapped) if level == Level::Three => {
-                    return Ok(Position::Vacant(Vacant { _tables: self, at }));
+                (Entry::Page(leaf), Level::Three) => Position::Mapped(Mapped { at, leaf }),
+                (Entry::Page(first), _) => {
+                    let frame = first.frame.plus(index_in(ipa, Level::Three) as u64);
+                    let leaf = Leaf { frame, ..first };
+                    Position::Big(Big { at, leaf })
                 }
-                Entry::Invalid(Vacancy::NeverMapped) => {
-                    return Ok(Position::Missing(Missing {
-                        tables: self,
-                        at,
-                        level,
-                        ipa,
-                    }));
+                (Entry::Invalid(Vacancy::Broken), _) => Position::Busy(Vacant { at, level }),
+                (Entry::Invalid(Vacancy::NeverMapped), Level::Three) => {
+                    Position::Vacant(Vacant { at, level })
                 }
-                Entry::Foreign(raw) => return Err(corrupt(index, raw)),
-            }
+                (Entry::Invalid(Vacancy::NeverMapped), _) => {
+                    Position::Missing(Missing { at, level, ipa })
+                }
+                (Entry::Foreign(raw), _) => return Err(corrupt(index, raw)),
+            });
         }
         Err(Corrupt {
             table,
             index: 0,
             raw: 0,
         })
+    }
+
+    /// Links the tables of a page in.
+    pub fn install<H: TableMemory + Tlb>(&mut self, hw: &mut H, supplied: Supplied) -> Vacant {
+        let Supplied {
+            missing: Missing { at, ipa, .. },
+            leaf_table,
+            middle,
+        } = supplied;
+        let (mut end, mut link) = (at, None);
+        if let Some(leaf_table) = leaf_table {
+            hw.clear(leaf_table);
+            link = Some(leaf_table);
+            end = Slot::new(leaf_table, index_in(ipa, Level::Three));
+            self.tables += 1;
+            self.leaf_tables += 1;
+        }
+        if let Some(middle) = middle {
+            hw.clear(middle);
+            let index = index_in(ipa, Level::Two);
+            match link {
+                Some(table) => hw.write(middle, index, Entry::Table(table).encode(Level::Two)),
+                None => end = Slot::new(middle, index),
+            }
+            link = Some(middle);
+            self.tables += 1;
+        }
+        if let Some(link) = link {
+            // A walker must not see the link before the cleared tables.
+            hw.publish();
+            hw.write(
+                at.table(),
+                at.index(),
+                Entry::Table(link).encode(Level::One),
+            );
+        }
+        let level = if leaf_table.is_some() {
+            Level::Three
+        } else {
+            Level::Two
+        };
+        Vacant { at: end, level }
+    }
+
+    /// Maps a page, or 2 MiB without tag access, visible to all walkers on return.
+    pub fn make<H: TableMemory + Tlb>(&mut self, hw: &mut H, vacant: Vacant, mapping: Mapping) {
+        let Vacant { at, level } = vacant;
+        self.blocks += u32::from(level == Level::Two);
+        hw.write(
+            at.table(),
+            at.index(),
+            Entry::Page(mapping.leaf()).encode(level),
+        );
+        hw.publish();
+    }
+
+    /// Drops what TLBs hold of a page and leaves the entry alone: for a guest that faulted on an
+    /// older entry than the one in memory.
+    pub fn refresh(&self, hw: &mut impl Tlb, ipa: Ipa) {
+        hw.invalidate_page(self.vmid, self.root, ipa);
+    }
+
+    /// Takes the page at `ipa` out of the VM's reach, and waits until no access to it is under way.
+    pub fn break_page<H: TableMemory + Tlb>(
+        &mut self,
+        hw: &mut H,
+        ipa: Ipa,
+        mapped: Mapped,
+    ) -> Broken {
+        let Mapped { at, leaf } = mapped;
+        hw.write(at.table(), at.index(), BROKEN);
+        hw.invalidate_page(self.vmid, self.root, ipa);
+        Broken { at, leaf }
+    }
+
+    /// Replaces a 2 MiB leaf by `table`, whose entries map the same frames in the same way, but for
+    /// the page at `ipa`, to which the walk was: that one is broken.
+    pub fn split<H: TableMemory + Tlb>(
+        &mut self,
+        hw: &mut H,
+        ipa: Ipa,
+        (big, table): (Big, Frame),
+    ) -> Broken {
+        let Big { at, leaf } = big;
+        let hole = index_in(ipa, Level::Three);
+        let first = Leaf {
+            frame: Frame::from_number(leaf.frame.number() - hole as u64),
+            attr: leaf.attr,
+        };
+        hw.fill(table, Entry::Page(first).encode(Level::Three), PAGE_SIZE);
+        hw.write(table, hole, BROKEN);
+        hw.write(at.table(), at.index(), BROKEN);
+        hw.invalidate_block(self.vmid, self.root, ipa);
+        hw.write(
+            at.table(),
+            at.index(),
+            Entry::Table(table).encode(Level::Two),
+        );
+        hw.publish();
+        self.blocks -= 1;
+        self.tables += 1;
+        self.leaf_tables += 1;
+        let at = Slot::new(table, hole);
+        Broken { at, leaf }
+    }
+
+    /// Replaces the level-3 table behind `ipa` by a leaf that maps 2 MiB from `leaf` on, as the
+    /// table does. Returns the table, which no walker reaches any more.
+    pub fn join<H: TableMemory + Tlb>(
+        &mut self,
+        hw: &mut H,
+        ipa: Ipa,
+        leaf: Leaf,
+    ) -> Option<Frame> {
+        let mut table = self.root;
+        for level in [Level::One, Level::Two] {
+            let index = index(ipa, level)?;
+            let Entry::Table(next) = Entry::decode(hw.read(table, index), level) else {
+                return None;
+            };
+            if level == Level::Two {
+                hw.write(table, index, BROKEN);
+                // A change of the size of 512 entries: all of the VM, as IPAS2E1IS is for one page.
+                hw.invalidate_vm(self.vmid, self.root);
+                hw.write(table, index, Entry::Page(leaf).encode(level));
+                hw.publish();
+                self.blocks += 1;
+                self.tables -= 1;
+                self.leaf_tables -= 1;
+                return Some(next);
+            }
+            table = next;
+        }
+        None
     }
 
     /// Takes all below the root out of the VM's reach and out of all TLBs. The root stays, empty.
@@ -199,7 +372,7 @@ impl Stage2Tables {
             }
         }
         hw.invalidate_vm(self.vmid, self.root);
-        (self.tables, self.leaf_tables) = (1, 0);
+        (self.tables, self.leaf_tables, self.blocks) = (1, 0, 0);
         Detached {
             root: self.root,
             entries,
@@ -220,18 +393,28 @@ impl Stage2Tables {
     }
 }
 
-impl<'t> Missing<'t> {
-    /// Takes frames for the tables that lack from `alloc`.
+impl Missing {
+    /// Whether all 2 MiB around the page are without a table: one leaf could map them.
+    pub const fn is_block(&self) -> bool {
+        matches!(self.level, Level::One | Level::Two)
+    }
+
+    /// Takes frames for the tables that lack from `alloc`; for a 2 MiB leaf the last one is not
+    /// needed.
     ///
     /// # Errors
     /// There are not enough; what was taken before, if anything, comes back.
     pub fn supply(
         self,
+        is_big: bool,
         mut alloc: impl FnMut() -> Option<Frame>,
-    ) -> Result<Supplied<'t>, Option<Frame>> {
-        let leaf_table = alloc().ok_or(None)?;
+    ) -> Result<Supplied, Option<Frame>> {
+        let leaf_table = match is_big {
+            true => None,
+            false => Some(alloc().ok_or(None)?),
+        };
         let middle = match self.level {
-            Level::One => Some(alloc().ok_or(Some(leaf_table))?),
+            Level::One => Some(alloc().ok_or(leaf_table)?),
             Level::Two | Level::Three => None,
         };
         Ok(Supplied {
@@ -242,105 +425,43 @@ impl<'t> Missing<'t> {
     }
 }
 
-impl<'t> Supplied<'t> {
+impl Supplied {
     /// The frames, for one who does not install them.
     pub fn into_frames(self) -> impl Iterator<Item = Frame> {
-        self.middle.into_iter().chain([self.leaf_table])
-    }
-
-    /// Links the tables in.
-    pub fn install<H: TableMemory + Tlb>(self, hw: &mut H) -> Vacant<'t> {
-        let Self {
-            missing: Missing {
-                tables, at, ipa, ..
-            },
-            leaf_table,
-            middle,
-        } = self;
-        hw.clear(leaf_table);
-        let mut link = leaf_table;
-        if let Some(middle) = middle {
-            hw.clear(middle);
-            hw.write(
-                middle,
-                index_in(ipa, Level::Two),
-                Entry::Table(leaf_table).encode(),
-            );
-            link = middle;
-            tables.tables += 1;
-        }
-        // A walker must not see the link before the cleared tables.
-        hw.publish();
-        hw.write(at.table, at.index, Entry::Table(link).encode());
-        tables.tables += 1;
-        tables.leaf_tables += 1;
-        let at = Slot {
-            table: leaf_table,
-            index: index_in(ipa, Level::Three),
-        };
-        Vacant {
-            _tables: tables,
-            at,
-        }
+        self.middle.into_iter().chain(self.leaf_table)
     }
 }
 
-impl Vacant<'_> {
-    /// Maps a page, visible to all walkers on return.
-    pub fn make<H: TableMemory + Tlb>(self, hw: &mut H, mapping: Mapping) {
-        let (frame, attr) = match mapping {
-            Mapping::WithoutMte(frame) => (frame, MemAttr::WriteBack),
-            Mapping::NoTagAccess(frame) => (frame, MemAttr::NoTagAccess),
-            Mapping::Tagged(zeroed) => (zeroed.into_user(), MemAttr::WriteBack),
-        };
-        let leaf = Leaf { frame, attr };
-        hw.write(self.at.table, self.at.index, Entry::Page(leaf).encode());
-        hw.publish();
-    }
-}
-
-impl<'t> Mapped<'t> {
+impl Mapped {
     /// The page's frame and attribute.
     pub const fn leaf(&self) -> Leaf {
         self.leaf
     }
+}
 
-    /// Drops what TLBs hold of the page and leaves the entry alone: for a guest that faulted on an
-    /// older entry than the one in memory.
-    pub fn refresh(self, hw: &mut impl Tlb) {
-        hw.invalidate_page(self.tables.vmid, self.tables.root, self.ipa);
-    }
-
-    /// Takes the page out of the VM's reach, and waits until no access to it is under way.
-    pub fn break_leaf<H: TableMemory + Tlb>(self, hw: &mut H) -> Broken<'t> {
-        hw.write(
-            self.at.table,
-            self.at.index,
-            Entry::Invalid(Vacancy::Broken).encode(),
-        );
-        hw.invalidate_page(self.tables.vmid, self.tables.root, self.ipa);
-        Broken {
-            tables: self.tables,
-            at: self.at,
-            leaf: self.leaf,
-        }
+impl Big {
+    /// The page's frame and attribute.
+    pub const fn leaf(&self) -> Leaf {
+        self.leaf
     }
 }
 
-impl<'t> Broken<'t> {
+impl Broken {
     /// What the entry said before the break.
     pub const fn was(&self) -> Leaf {
         self.leaf
     }
 
     /// The place for the new entry.
-    pub fn vacant(self) -> Vacant<'t> {
+    pub const fn vacant(self) -> Vacant {
         Vacant {
-            _tables: self.tables,
             at: self.at,
+            level: Level::Three,
         }
     }
 }
+
+const BROKEN: u64 = Entry::Invalid(Vacancy::Broken).encode(Level::Three);
 
 /// Tables that no walker reaches any more.
 #[must_use = "the frames of detached tables must be freed"]
@@ -354,10 +475,13 @@ pub struct Detached {
 pub enum Visit {
     /// A mapped page.
     Page(Ipa, Leaf),
+    /// 2 MiB mapped by one leaf.
+    Big(Ipa, Leaf),
     /// A page between break and make.
     Busy(Ipa),
-    /// A table below the root, after all that it holds: it may be freed.
-    Table(Frame),
+    /// A table below the root, after all that it holds, and whether it is of level 3: it may be
+    /// freed.
+    Table(Frame, bool),
     /// An entry that this crate did not write.
     Corrupt(Corrupt),
 }
@@ -366,10 +490,7 @@ impl Detached {
     /// Visits each page and table in the order of addresses, a table after what it holds.
     pub fn visit<H: TableMemory>(self, hw: &mut H, mut each: impl FnMut(&mut H, Visit)) {
         for (index, raw) in self.entries.into_iter().enumerate() {
-            let at = Slot {
-                table: self.root,
-                index,
-            };
+            let at = Slot::new(self.root, index);
             visit_entry(
                 hw,
                 at,
@@ -388,11 +509,12 @@ fn visit_entry<H: TableMemory>(
     (level, ipa): (Level, Ipa),
     each: &mut impl FnMut(&mut H, Visit),
 ) {
-    let Slot { table, index } = at;
+    let (table, index) = (at.table(), at.index());
     match (Entry::decode(raw, level), level) {
         (Entry::Invalid(Vacancy::NeverMapped), _) => {}
         (Entry::Invalid(Vacancy::Broken), _) => each(hw, Visit::Busy(ipa)),
-        (Entry::Page(leaf), _) => each(hw, Visit::Page(ipa, leaf)),
+        (Entry::Page(leaf), Level::Three) => each(hw, Visit::Page(ipa, leaf)),
+        (Entry::Page(leaf), _) => each(hw, Visit::Big(ipa, leaf)),
         (Entry::Table(next), Level::One) => visit_table(hw, next, (Level::Two, ipa), each),
         (Entry::Table(next), Level::Two) => visit_table(hw, next, (Level::Three, ipa), each),
         (Entry::Foreign(_), _) | (Entry::Table(_), Level::Three) => {
@@ -410,15 +532,15 @@ fn visit_table<H: TableMemory>(
     for index in 0..TABLE_ENTRIES {
         let raw = hw.read(table, index);
         let ipa = Ipa::new(base.get() | (index as u64) << shift(level));
-        visit_entry(hw, Slot { table, index }, raw, (level, ipa), each);
+        visit_entry(hw, Slot::new(table, index), raw, (level, ipa), each);
     }
-    each(hw, Visit::Table(table));
+    each(hw, Visit::Table(table, level == Level::Three));
 }
 
 const fn shift(level: Level) -> u32 {
     match level {
         Level::One => 30,
-        Level::Two => 21,
+        Level::Two => PIECE_BYTES.trailing_zeros(),
         Level::Three => 12,
     }
 }
@@ -440,7 +562,6 @@ const fn index(ipa: Ipa, level: Level) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::PAGE_SIZE;
     use crate::fakes::SimMachine;
 
     fn frame(number: u64) -> Frame {
@@ -461,11 +582,12 @@ mod tests {
                     *next += 1;
                     Some(frame(*next))
                 };
-                missing.supply(take).unwrap().install(sim)
+                let supplied = missing.supply(false, take).unwrap();
+                tables.install(sim, supplied)
             }
-            Position::Mapped(_) | Position::Busy => panic!("mapped twice"),
+            _ => panic!("mapped twice"),
         };
-        vacant.make(sim, Mapping::NoTagAccess(frame(target)));
+        tables.make(sim, vacant, Mapping::NoTagAccess(frame(target)));
     }
 
     const PAGES: [(u64, u64); 6] = [
@@ -489,7 +611,7 @@ mod tests {
 
     #[test]
     fn the_whole_address_space_is_reached_and_no_more() {
-        let (mut tables, sim) = mapped();
+        let (tables, sim) = mapped();
         for (ipa, target) in PAGES {
             let leaf = tables.lookup(&sim, Ipa::new(ipa + 0xfff)).unwrap();
             assert_eq!(leaf.frame, frame(target));
@@ -508,8 +630,8 @@ mod tests {
         let (mut pages, mut below) = (Vec::new(), Vec::new());
         tables.visit(&mut sim, |_, item| match item {
             Visit::Page(ipa, leaf) => pages.push((ipa.get(), leaf.frame.number())),
-            Visit::Table(table) => below.push((table, pages.len())),
-            Visit::Busy(_) | Visit::Corrupt(_) => panic!("{item:?}"),
+            Visit::Table(table, _) => below.push((table, pages.len())),
+            Visit::Big(..) | Visit::Busy(_) | Visit::Corrupt(_) => panic!("{item:?}"),
         });
         assert_eq!(pages, PAGES);
         let ends: Vec<usize> = below.iter().map(|&(_, pages)| pages).collect();
@@ -527,7 +649,7 @@ mod tests {
         );
         let mut freed = 0;
         detached.visit(&mut sim, |_, item| {
-            freed += u32::from(matches!(item, Visit::Table(_)))
+            freed += u32::from(matches!(item, Visit::Table(..)))
         });
         assert_eq!((freed, tables.tables(), tables.leaf_tables()), (7, 1, 0));
         let mut next = 100;
@@ -538,13 +660,13 @@ mod tests {
     #[test]
     fn tables_that_run_out_half_way_come_back() {
         let mut sim = SimMachine::default();
-        let mut tables = Stage2Tables::new(&mut sim, frame(100), Vmid(1));
+        let tables = Stage2Tables::new(&mut sim, frame(100), Vmid(1));
         for (have, back) in [(0, None), (1, Some(frame(0)))] {
             let Ok(Position::Missing(missing)) = tables.walk(&sim, Ipa::new(0)) else {
                 panic!()
             };
             let mut left = (0..have).map(frame);
-            assert_eq!(missing.supply(|| left.next()).map(drop), Err(back));
+            assert_eq!(missing.supply(false, || left.next()).map(drop), Err(back));
         }
         assert_eq!(tables.tables(), 1);
     }
@@ -562,12 +684,10 @@ mod tests {
         let Ok(Position::Mapped(mapped)) = tables.walk(&sim, Ipa::new(0)) else {
             panic!()
         };
-        let broken = mapped.break_leaf(&mut sim);
+        let broken = tables.break_page(&mut sim, Ipa::new(0), mapped);
         assert_eq!(broken.was().frame, frame(500));
         assert_eq!(sim.tlb().count(), 0);
-        broken
-            .vacant()
-            .make(&mut sim, Mapping::WithoutMte(frame(501)));
+        tables.make(&mut sim, broken.vacant(), Mapping::WithoutMte(frame(501)));
         assert_eq!(sim.broken_rules(), []);
     }
 }

@@ -253,7 +253,7 @@ fn a_hole_in_the_tagged_memory_puts_its_blocks_offline_and_the_machine_still_wor
     };
     board.memory.dram.push(rest);
     assert_eq!(offline(&board), (24..32).collect::<Vec<_>>());
-    let account = board.host(Policy::Lazy).account();
+    let account = board.memory(Policy::Lazy).account();
     assert_eq!(account.offline, 8 * PAGE_SIZE);
     assert_eq!(account.ledger.sum(), account.discovered);
     assert_eq!(
@@ -409,7 +409,8 @@ proptest! {
                 board.memory.occupied.push(Occupied { range, by: Occupant::Loaded });
             }
         }
-        let mut host = board.host(Policy::Lazy);
+        let mut memory = board.memory(Policy::Lazy);
+        let host = memory.host_mut();
         let mut seen: Vec<Frame> = std::iter::from_fn(|| host.alloc_table_page()).collect();
         let account = host.account();
         prop_assert_eq!(account.tables, account.ledger.tables);

@@ -8,7 +8,7 @@ use aarch64_cpu::registers::{Readable, VTTBR_EL2, Writeable};
 use core::arch::global_asm;
 
 use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
-use stage2::descriptor::Vmid;
+use stage2::descriptor::{TABLE_ENTRIES, Vmid};
 use stage2::ports::{FrameCopy, TableMemory, TagCache, Tlb};
 
 use super::cpu::El2;
@@ -92,6 +92,18 @@ impl TableMemory for El2 {
     fn clear(&mut self, table: Frame) {
         self.zero(table);
         dsb(ISHST);
+    }
+
+    fn fill(&mut self, table: Frame, first: u64, step: u64) {
+        let entries = data_view(table).cast::<u64>();
+        for index in 0..TABLE_ENTRIES {
+            // SAFETY: a table frame is mapped DRAM owned by `stage2`'s tables, of `TABLE_ENTRIES` entries.
+            unsafe {
+                entries
+                    .add(index)
+                    .write_volatile(first + index as u64 * step)
+            };
+        }
     }
 }
 

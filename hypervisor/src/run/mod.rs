@@ -208,8 +208,12 @@ pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
     }
 }
 
-/// Waits for an interrupt or a deadline.
+/// Waits for an interrupt or a deadline; with nothing else to do it first moves pages together, one at a time, so that tag
+/// blocks become free.
 fn idle(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu) -> Held {
+    if all.compact(cpu) {
+        return all;
+    }
     all.settle(cpu);
     timer::set_deadline(all.sleepers_deadline(cpu));
     drop(all);
@@ -238,7 +242,9 @@ fn run_slice(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, place: P
         if next == Next::Gather {
             all = gather(shared, all, cpu, place.0);
         }
-        if !all.follow(cpu, place, until, next) || all.must_give_way(cpu, place, until) {
+        let stays = all.follow(cpu, place, until, next);
+        // Also if it yields: going to sleep may just have handed an interrupt to a vCPU that sleeps elsewhere.
+        if all.must_give_way(cpu, place, until) || !stays {
             return all;
         }
     }
@@ -432,6 +438,13 @@ impl Hypervisor {
         true
     }
 
+    /// Moves one page of some VM, if that makes a tag block free sooner. Whether there was any.
+    fn compact(&mut self, cpu: &mut ThisCpu) -> bool {
+        let Self { guests, memory, .. } = self;
+        let mut live = guests.iter().filter(|guest| guest.life.is_running());
+        live.any(|guest| memory.compact(&mut cpu.el2, guest.vm.id).unwrap_or(false))
+    }
+
     /// Takes the registers of the loaded vCPU out of the hardware. If its VM stops and this was the last, that happens now.
     fn unload(&mut self, cpu: &mut ThisCpu) {
         let Some((vm_index, vcpu_index)) = cpu.loaded.take() else {
@@ -453,7 +466,9 @@ impl Hypervisor {
         interrupts::deactivate_done(vm, vcpu_index);
         cpu.interrupts.set_timer_active(false);
         cpu::unload_stage2();
-        if let Some(fate) = life.unload(cpu.index) {
+        let (kicks, fate) = (vm.vgic.take_kicks(), life.unload(cpu.index));
+        self.tell(vm_index, kicks, cpu.index);
+        if let Some(fate) = fate {
             self.carry_out(vm_index, fate, cpu);
         }
     }

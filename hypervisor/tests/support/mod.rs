@@ -20,7 +20,7 @@ use hypervisor::traps::id_regs::{IdReg, IdRegs};
 use hypervisor::traps::inject::{Injected, Origin};
 use hypervisor::traps::tag_access::{AtForm, Par};
 use hypervisor::vcpu::{GuestContext, Vcpu};
-use hypervisor::vm::{Board, Images, Vm};
+use hypervisor::vm::{Board, Images, StartError, Vm};
 use platform::timer::Timer;
 use platform::{
     Gic, Interrupt, Machine, MemRange, Memory, Reserved, ReservedBy, TagRegionNode, Trigger,
@@ -350,6 +350,8 @@ impl Rig {
             cpu: FakeCpu::new(sim),
             memory: memory.unwrap(),
             board: Board {
+                eviction_rate: 0,
+                frequency: 1_000_000,
                 hw: id_regs(),
                 mte: true,
                 policy,
@@ -383,16 +385,21 @@ impl Rig {
 
     /// Makes and loads a VM.
     pub fn start(&mut self, config: VmConfig) {
+        self.try_start(config).unwrap();
+    }
+
+    /// The same for one that may be refused.
+    pub fn try_start(&mut self, config: VmConfig) -> Result<(), StartError> {
         let index = self.vms.len();
         let images = Images {
             kernel: &kernel(),
             initrd: &[],
         };
-        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut self.cpu).unwrap();
-        vm.load(images, &[7; 32], &mut self.memory, &mut self.cpu)
-            .unwrap();
+        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut self.cpu)?;
+        vm.load(images, &[7; 32], &mut self.memory, &mut self.cpu)?;
         self.vms.push(vm);
         self.check();
+        Ok(())
     }
 
     pub fn vcpu(&mut self, vcpu: usize) -> &mut Vcpu {

@@ -83,11 +83,16 @@ impl SimMachine {
         self.land(|store| (store.vmid, store.page) == (guest.vmid, ipa.page()));
     }
 
+    /// EL2 sees the stores of its own CPU to `frame`.
+    pub(super) fn land_own_stores(&mut self, frame: Frame) {
+        let on = self.on;
+        self.land(|store| Frame::containing(store.pa) == frame && store.cpu == on);
+    }
+
     /// EL2 sees the stores of its own CPU to `frame`, and must have waited for those of others.
     pub(super) fn land_stores_of_this_cpu(&mut self, frame: Frame) {
-        let on = self.on;
+        self.land_own_stores(frame);
         let hit = move |store: &Store| Frame::containing(store.pa) == frame;
-        self.land(|store| hit(store) && store.cpu == on);
         if self.stores.iter().any(hit) {
             self.broken.push(BrokenRule::FrameChangedUnderStore(frame));
         }
