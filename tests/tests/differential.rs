@@ -71,7 +71,6 @@ fn crowded(seed: u64) -> Run {
 }
 
 #[test]
-#[ignore = "needs lending"]
 fn a_million_steps_on_a_crowded_machine_end_alike_too() {
     let run = crowded(2);
     assert_eq!(sums(&run.guest_lines("steps")), alone(2, STEPS));

@@ -125,7 +125,6 @@ fn assert_geometry(run: &Run, memory: u64) {
         ("/offline_bytes", run.figure("/final/offline_bytes")),
         ("/vms/0/memory_bytes", 64 << 20),
         ("/vms/0/static_cost_bytes", 2 << 20),
-        ("/vms/0/moves", 0),
         ("/vms/0/evictions_caused", 0),
     ] {
         assert_eq!(run.figure(path), want, "{path}: {}", run.transcript());

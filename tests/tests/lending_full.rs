@@ -9,7 +9,6 @@ use storage::{MIB, efficiency, filler, guest, machine, of, run, steps};
 use tagvisor_tests::{Qemu, Scenario};
 
 #[test]
-#[ignore = "needs dense placement"]
 fn scattered_tags_are_dense_on_a_larger_machine() {
     for (permille, least, least_net) in [(10, 0.97, 0.85), (100, 0.97, 0.85), (300, 0.95, 0.80)] {
         let cmdline = format!("mode=tag bytes=256 permille={permille}");
@@ -48,7 +47,6 @@ fn many_programs_of_random_steps_end_alike_under_every_policy() {
 }
 
 #[test]
-#[ignore = "needs lending"]
 fn random_steps_end_alike_in_every_geometry_with_invariants_checked_at_every_exit() {
     let want = alone(20, 300_000, 4096);
     for lines in [
@@ -69,7 +67,6 @@ fn random_steps_end_alike_in_every_geometry_with_invariants_checked_at_every_exi
 }
 
 #[test]
-#[ignore = "needs lending"]
 fn four_guests_on_four_cpus_tag_and_evict_with_invariants_checked_at_every_exit() {
     let tagger = |name, seed| {
         let cmdline = format!("mode=tag bytes=512 busy=8 permille=100 rounds=2 seed={seed}");
