@@ -78,7 +78,10 @@ pub fn evicting<C: Cpu, T>(
     let before = caused(env.memory);
     let leave = vm.throttle.leave(env.now);
     let outcome = fault(env.memory, env.cpu, vm.id, leave);
-    vm.throttle.spend(caused(env.memory) - before);
+    let evicted = caused(env.memory) - before;
+    if evicted > 0 {
+        vm.throttle.spend(evicted);
+    }
     outcome
 }
 

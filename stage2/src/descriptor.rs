@@ -117,6 +117,7 @@ impl Entry {
     }
 
     /// The descriptor's bits in a table of `level`.
+    #[inline(always)]
     pub const fn encode(self, level: Level) -> u64 {
         let page = match level {
             Level::One | Level::Two => 0,

@@ -374,7 +374,6 @@ impl Memory {
             guest.ram.trim(host);
             return Err(refused);
         }
-        guest.count_lent();
         Ok(TagOutcome::Tagged)
     }
 

@@ -127,7 +127,8 @@ impl PieceMap {
     }
 
     /// Notes whether the page in frame `index` has tag access.
-    #[inline]
+    // At each tag fault.
+    #[inline(always)]
     pub(crate) fn set_tagged(&mut self, index: u64, tagged: bool) {
         set_bit(&mut self.tagged, index, tagged);
     }
@@ -185,7 +186,7 @@ fn bit(words: &[u64], index: u64) -> bool {
         .is_some_and(|word| word >> (index % 64) & 1 != 0)
 }
 
-#[inline]
+#[inline(always)]
 fn set_bit(words: &mut [u64], index: u64, value: bool) {
     if let Some(word) = words.get_mut((index / 64) as usize) {
         *word = *word & !(1 << (index % 64)) | u64::from(value) << (index % 64);

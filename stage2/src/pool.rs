@@ -612,7 +612,8 @@ impl Table {
         })
     }
 
-    #[inline]
+    // Several times in each fault.
+    #[inline(always)]
     fn state(&self, index: u32, initial: BlockState) -> BlockState {
         match self.states.get(index as usize) {
             Some(0) => initial,
