@@ -41,8 +41,10 @@ fn assert_mean(what: &str, costs: &[u64], most: u64) {
 fn a_first_tag_access_without_a_move() {
     let (run, costs) = touches(&bench("order=linear"));
     assert_eq!(of(&run, "bench", "moves"), 0, "{}", run.transcript());
-    // Each 32nd opens a block, which is no part of it.
+    // Each 32nd opens a block, which is no part of it. A guest that has tagged most gets neighbours with it: not in this half.
     let inside: Vec<u64> = costs
+        .get(..PAGES as usize / 2)
+        .unwrap()
         .chunks(COVERED)
         .flat_map(|block| block.iter().skip(1).copied())
         .collect();

@@ -222,6 +222,7 @@ fn eager_reserves_for_every_page_that_is_touched() {
     let run = tags_under("eager", "1G");
     assert_ended(&run, 0, "off");
     assert_geometry(&run, GIB);
+    assert_eq!(run.figure("/vms/0/moves"), 0, "{}", run.transcript());
     let tagged = run.figure("/vms/0/pages/tagged");
     assert_eq!(
         tagged * 4096,
@@ -250,6 +251,7 @@ fn static_reserves_everything() {
     let run = tags_under("static", "1G");
     assert_ended(&run, 0, "off");
     assert_geometry(&run, GIB);
+    assert_eq!(run.figure("/vms/0/moves"), 0, "{}", run.transcript());
     assert_eq!(run.figure("/reclaimed_bytes"), 0, "{}", run.transcript());
     assert_eq!(run.figure("/vms/0/tag_faults"), 0, "{}", run.transcript());
 }
