@@ -70,6 +70,8 @@ pub struct Config {
     pub policy: PolicyChoice,
     /// Pages a second that the tag faults of one VM may evict from tag storage; 0: any number.
     pub eviction_rate: u32,
+    /// A tag block is emptied in idle time if no more percent of the pages that it covers have tags; 0: none.
+    pub compact_below: u8,
     /// No terminal: guest lines are prefixed, a reset ends its VM.
     pub batch: bool,
     /// Announces the JSON report on the console; none: no JSON report.
@@ -88,6 +90,8 @@ const MEMORY_STEP: u64 = 2 << 20;
 const TAG_RATIO: u64 = 32;
 /// [`Config::eviction_rate`] where none is configured.
 pub const EVICTION_RATE: u32 = 4096;
+/// [`Config::compact_below`] where none is configured.
+pub const COMPACT_BELOW: u8 = 25;
 /// Largest number of vCPUs of a VM.
 pub const MAX_VCPUS: usize = 8;
 /// Largest number of VMs.
@@ -171,6 +175,7 @@ impl Config {
         let mut config = Self {
             policy: PolicyChoice::Auto,
             eviction_rate: EVICTION_RATE,
+            compact_below: COMPACT_BELOW,
             batch: false,
             report_key: None,
             log: log::LevelFilter::Info,
@@ -200,6 +205,11 @@ impl Config {
                 }
             }
             "eviction-rate" => self.eviction_rate = number(value, "a number of pages a second")?,
+            "compact-below" => {
+                const EXPECTED: &str = "a percentage, 0 to 100";
+                let percent = Some(number(value, EXPECTED)?).filter(|percent| *percent <= 100);
+                self.compact_below = percent.ok_or_else(|| bad(value, EXPECTED))?;
+            }
             "batch" => self.batch = switch(value)?,
             "report-key" => self.report_key = Some(report_key(value)?),
             "log" => self.log = choose(value, LEVELS, "error, warn, info, debug or trace")?,
@@ -390,7 +400,7 @@ fn report_key(value: &str) -> Result<String, Problem> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "tagvisor 1\npolicy lazy\neviction-rate 0\nbatch on\nreport-key 00ff\n# a comment\n\nvm a\nkernel image-0\n\
+    const GOOD: &str = "tagvisor 1\npolicy lazy\neviction-rate 0\ncompact-below 40\nbatch on\nreport-key 00ff\n# a comment\n\nvm a\nkernel image-0\n\
         initrd image-1\nmemory 536870912\nvcpus 2\nmte off\ncmdline console=ttyAMA0  two  spaces\n\
         vm b\nkernel image-0\ntag-budget 8192\npolicy eager\nmemory 2097152\n";
 
@@ -401,7 +411,7 @@ mod tests {
             (config.policy, config.batch, config.report_key.as_deref()),
             (PolicyChoice::Lazy, true, Some("00ff"))
         );
-        assert_eq!(config.eviction_rate, 0);
+        assert_eq!((config.eviction_rate, config.compact_below), (0, 40));
         let [a, b] = &config.vms[..] else {
             panic!("two VMs")
         };
@@ -459,6 +469,7 @@ mod tests {
         let text = "tagvisor 1\nvm a\nkernel k\nmemory 4194304\n";
         let config = Config::parse(text.as_bytes()).unwrap();
         assert_eq!(config.eviction_rate, EVICTION_RATE);
+        assert_eq!(config.compact_below, COMPACT_BELOW);
     }
 
     #[test]
@@ -483,6 +494,10 @@ mod tests {
             (
                 "tagvisor 1\neviction-rate 4294967296\n",
                 "is not a number of pages a second",
+            ),
+            (
+                "tagvisor 1\ncompact-below 101\n",
+                "line 2: `101` is not a percentage, 0 to 100",
             ),
             (
                 "tagvisor 1\nvm a\ntag-budget 8M\n",

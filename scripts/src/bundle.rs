@@ -70,6 +70,8 @@ pub struct Bundle {
     pub policy: Policy,
     /// Pages a second that the tag faults of one guest may evict from tag storage, 0 for any number; none: EL2's default.
     pub eviction_rate: Option<u32>,
+    /// A tag block is emptied in idle time if no more percent of the pages that it covers have tags, 0: none; none: EL2's default.
+    pub compact_below: Option<u8>,
     /// Whether there is no terminal.
     pub batch: bool,
     /// What marks the line of the report; no report line without it.
@@ -109,6 +111,11 @@ impl Bundle {
             self.eviction_rate
                 .iter()
                 .map(|rate| format!("eviction-rate {rate}")),
+        );
+        lines.extend(
+            self.compact_below
+                .iter()
+                .map(|percent| format!("compact-below {percent}")),
         );
         lines.push(format!("batch {}", on_off(self.batch)));
         lines.extend(
@@ -281,6 +288,7 @@ mod tests {
         let bundle = Bundle {
             batch: true,
             eviction_rate: Some(100),
+            compact_below: Some(40),
             report_key: Some("9f86".to_owned()),
             guests: vec![guest("a", Path::new("/k")), second],
             ..Bundle::default()
@@ -289,7 +297,7 @@ mod tests {
         assert_eq!(images, [PathBuf::from("/k"), PathBuf::from("/i")]);
         assert_eq!(
             conf,
-            "tagvisor 1\npolicy auto\neviction-rate 100\nbatch on\nreport-key 9f86\n\
+            "tagvisor 1\npolicy auto\neviction-rate 100\ncompact-below 40\nbatch on\nreport-key 9f86\n\
              vm a\nkernel image-0\nmemory 536870912\nvcpus 1\nmte on\n\
              vm b\nkernel image-0\ninitrd image-1\nmemory 536870912\nvcpus 1\nmte off\n\
              tag-budget 8192\npolicy eager\ncmdline console=ttyAMA0 quiet\n"

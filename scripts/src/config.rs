@@ -29,6 +29,8 @@ pub struct Config {
     pub policy: Policy,
     /// Pages a second that the tag faults of one guest may evict from tag storage, 0 for any number; none: EL2's default.
     pub eviction_rate: Option<u32>,
+    /// A tag block is emptied in idle time if no more percent of the pages that it covers have tags, 0: none; none: EL2's default.
+    pub compact_below: Option<u8>,
     /// Tag regions; 0: the machine's tags are hidden.
     pub regions: u32,
     /// `block-size` of the tag regions in bytes.

@@ -438,14 +438,19 @@ impl Memory {
         guest.demote_next(host, hw, pages)
     }
 
-    /// Moves one page of a VM so that a block of tag storage becomes free sooner. Whether there was
-    /// any to move.
+    /// Moves one page of a VM out of a block of tag storage that has tags of few, at most `percent`, of the
+    /// frames that it covers, so that it becomes free sooner. Whether there was any to move.
     ///
     /// # Errors
     /// There is no room for a table; nothing has changed.
-    pub fn compact(&mut self, hw: &mut impl Hardware, vm: VmId) -> Result<bool, MemError> {
+    pub fn compact(
+        &mut self,
+        hw: &mut impl Hardware,
+        vm: VmId,
+        percent: u64,
+    ) -> Result<bool, MemError> {
         let (host, guest) = self.parts(vm)?;
-        guest.compact(host, hw)
+        guest.compact(host, hw, percent)
     }
 
     /// Takes all RAM away from a guest, as a reset does: each page is zero, and untouched,

@@ -18,9 +18,6 @@ use crate::pool::{BlockId, TagHold, TagsKept};
 use crate::ports::Hardware;
 use crate::tables::{Broken, Mapping, Position};
 
-/// One block is emptied into another if it has no more users than one in so many of what it covers.
-const SPARSE: u64 = 4;
-
 impl GuestMemory {
     /// Gives a page that is mapped at `position`, in `from`, tag access at `target`.
     pub(crate) fn tag<H: Hardware>(
@@ -228,14 +225,16 @@ impl GuestMemory {
         Ok(demoted)
     }
 
-    /// Moves one page with its tags from a block with few users to the fullest one with room, if
-    /// that one has room for all of them: so blocks become free. Whether a page has moved.
+    /// Moves one page with its tags from a block with few users, at most `percent` of the frames that it
+    /// covers, to the fullest one with room, if that one has room for all of them: so blocks become free.
+    /// Whether a page has moved.
     pub(crate) fn compact<H: Hardware>(
         &mut self,
         host: &mut HostMemory,
         hw: &mut H,
+        percent: u64,
     ) -> Result<bool, MemError> {
-        let Some((from, to, tenant)) = self.compaction(host) else {
+        let Some((from, to, tenant)) = self.compaction(host, percent) else {
             return Ok(false);
         };
         let Some(page) = host.chunks.page_in(from) else {
@@ -280,7 +279,7 @@ impl GuestMemory {
     }
 
     /// A page to move, where to, and who is there.
-    fn compaction(&self, host: &HostMemory) -> Option<(Frame, Frame, Option<Page>)> {
+    fn compaction(&self, host: &HostMemory, percent: u64) -> Option<(Frame, Frame, Option<Page>)> {
         let vm = self.ram.vm;
         let (sparse, full) = (host.emptiest_room(vm)?, host.fullest_room(vm)?);
         let users = |block| match host.blocks.state(block) {
@@ -289,8 +288,8 @@ impl GuestMemory {
         };
         let covered = host.blocks.capacity(full);
         let fits = users(sparse) <= covered.saturating_sub(users(full));
-        let few = users(sparse) <= host.blocks.coverage(sparse).count / SPARSE;
-        if sparse == full || !fits || !few {
+        let few = host.blocks.coverage(sparse).count * percent / 100;
+        if sparse == full || !fits || users(sparse) > few {
             return None;
         }
         let from = host.chunks.first_tagged(host.blocks.coverage(sparse))?;

@@ -362,6 +362,16 @@ fn compaction_moves_data_and_tags_while_both_pages_are_out_of_reach_then_frees_t
 }
 
 #[test]
+fn only_blocks_with_as_few_users_as_was_asked_for_are_emptied() {
+    // One user of the 32 pages that the block covers: 3.125 %.
+    for (percent, moved) in [(0, 0), (3, 0), (4, 1), (100, 1)] {
+        let mut world = sparse();
+        assert_eq!(world.compact_below(0, percent), Ok(moved), "{percent} %");
+        world.check();
+    }
+}
+
+#[test]
 fn the_highest_moment_before_a_compaction_is_told_without_its_hold() {
     let mut world = World::new(&board(), Policy::Lazy);
     world.create(0, SMALL, true, Policy::Lazy).unwrap();

@@ -171,6 +171,7 @@ impl Machine {
         Bundle {
             policy: self.policy,
             eviction_rate: self.eviction_rate,
+            compact_below: None,
             batch: true,
             report_key: key,
             log: None,

@@ -441,8 +441,12 @@ impl Hypervisor {
     /// Moves one page of some VM, if that makes a tag block free sooner. Whether there was any.
     fn compact(&mut self, cpu: &mut ThisCpu) -> bool {
         let Self { guests, memory, .. } = self;
+        let percent = self.config.compact_below.into();
         let mut live = guests.iter().filter(|guest| guest.life.is_running());
-        live.any(|guest| memory.compact(&mut cpu.el2, guest.vm.id).unwrap_or(false))
+        live.any(|guest| {
+            let moved = memory.compact(&mut cpu.el2, guest.vm.id, percent);
+            moved.unwrap_or(false)
+        })
     }
 
     /// Takes the registers of the loaded vCPU out of the hardware. If its VM stops and this was the last, that happens now.

@@ -83,6 +83,7 @@ fn write_bundle(options: &BundleOptions, config: &Config, output: &Path) -> Resu
     let bundle = Bundle {
         policy: config.policy,
         eviction_rate: config.eviction_rate,
+        compact_below: config.compact_below,
         batch: options.batch,
         report_key: options.report_key.clone(),
         log: log_level()?,

@@ -27,6 +27,7 @@ const SIZES: &str = "a machine has 128M to 64G of memory in steps of 32M: choose
 const COUNTS: &str = "a machine has 1 to 64 CPUs: choose such a number";
 const REGIONS: &str =
     "a machine has 1 or 2 tag regions, or 0 if its tags are hidden: choose such a number";
+const PERCENT: &str = "compact_below is a percentage, 0 to 100: choose such a number";
 const BLOCKS: &str = "block_size is bytes of which 4K, 8K, 12K up to 32K is a multiple, such as \"8K\": choose such a size";
 
 #[derive(Default, Deserialize)]
@@ -36,6 +37,7 @@ pub(super) struct RawMachine {
     cpus: Option<Spanned<u32>>,
     policy: Option<Policy>,
     eviction_rate: Option<u32>,
+    compact_below: Option<Spanned<u8>>,
     block_size: Option<Spanned<Size>>,
     regions: Option<Spanned<u32>>,
 }
@@ -106,10 +108,23 @@ pub(super) fn machine(
         cpus: cpus.make(source)?,
         policy: overrides.policy.or(raw.policy).unwrap_or_default(),
         eviction_rate: raw.eviction_rate,
+        compact_below: compact_below(raw.compact_below.as_ref(), source)?,
         regions: regions.make(source)?,
         block_bytes: u32::try_from(block.make(source)?.0).unwrap_or(DEFAULT_BLOCK),
         guests: Vec::new(),
     })
+}
+
+fn compact_below(
+    percent: Option<&Spanned<u8>>,
+    source: &Source<'_>,
+) -> Result<Option<u8>, ConfigError> {
+    match percent {
+        Some(percent) if *percent.get_ref() > 100 => {
+            Err(source.error(Some(percent.span().start), PERCENT))
+        }
+        percent => Ok(percent.map(|percent| *percent.get_ref())),
+    }
 }
 
 /// The size of the blocks that a `block-size` makes.

@@ -30,7 +30,7 @@ fn parse(dir: &Scratch, text: &str) -> Result<Config, String> {
 }
 
 const GOOD: &str = "[machine]\nmemory = \"1G\"\ncpus = 4\npolicy = \"lazy\"\n\
-    eviction_rate = 100\nblock_size = \"8K\"\nregions = 2\n\
+    eviction_rate = 100\ncompact_below = 40\nblock_size = \"8K\"\nregions = 2\n\
     [[vm]]\nname = \"a\"\nkernel = \"Image\"\ninitrd = \"initrd\"\ncmdline = \" console=ttyAMA0 \"\nmemory = \"512M\"\n\
     vcpus = 2\nmte = false\n[[vm]]\nname = \"b\"\nkernel = \"raw\"\nmemory = 4194304\n\
     tag_budget = \"64K\"\npolicy = \"eager\"\n";
@@ -44,9 +44,10 @@ fn all_keys_are_understood_and_paths_are_relative_to_the_file() {
         (1 << 30, 4, Policy::Lazy)
     );
     assert_eq!(
-        (config.eviction_rate, config.block_bytes, config.regions),
-        (Some(100), 8192, 2)
+        (config.eviction_rate, config.compact_below),
+        (Some(100), Some(40))
     );
+    assert_eq!((config.block_bytes, config.regions), (8192, 2));
     let own = |guest: &Guest| (guest.tag_budget, guest.policy);
     assert_eq!(own(&config.guests[0]), (None, Policy::Auto));
     assert_eq!(own(&config.guests[1]), (Some(65536), Policy::Eager));
@@ -120,7 +121,7 @@ fn mistakes_of_form_are_named_with_their_line() {
         (
             "[machine]\nram = \"2G\"\n".into(),
             "c.toml:2: unknown field `ram`, expected one of `memory`, `cpus`, `policy`, `eviction_rate`, \
-             `block_size`, `regions`",
+             `compact_below`, `block_size`, `regions`",
         ),
         (
             "[board]\n".into(),
@@ -193,6 +194,10 @@ fn mistakes_of_the_tag_regions_are_named_with_their_line_and_a_remedy() {
         ("[machine]\nblock_size = 9\n".into(), blocks),
         ("[machine]\nblock_size = \"64K\"\n".into(), blocks),
         ("[machine]\nblock_size = \"8G\"\n".into(), blocks),
+        (
+            "[machine]\ncompact_below = 101\n".into(),
+            "c.toml:2: compact_below is a percentage, 0 to 100: choose such a number",
+        ),
         (
             "[machine]\neviction_rate = -1\n".into(),
             "c.toml:2: invalid value: integer `-1`, expected u32",

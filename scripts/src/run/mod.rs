@@ -295,6 +295,7 @@ fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Result<Bundle>
     Ok(Bundle {
         policy: config.policy,
         eviction_rate: config.eviction_rate,
+        compact_below: config.compact_below,
         batch: options.batch,
         report_key: Some(key.to_owned()),
         log: log_level()?,

@@ -510,9 +510,14 @@ impl World {
 
     /// Moves pages of the VM together until there is nothing to move.
     pub fn compact(&mut self, slot: usize) -> Result<u64, MemError> {
+        self.compact_below(slot, 25)
+    }
+
+    /// The same for blocks that have tags of at most `percent` of what they cover.
+    pub fn compact_below(&mut self, slot: usize, percent: u64) -> Result<u64, MemError> {
         let id = self.vms[slot].as_ref().unwrap().id;
         let mut moved = 0;
-        while self.refusable(|memory, sim| memory.compact(sim, id))? {
+        while self.refusable(|memory, sim| memory.compact(sim, id, percent))? {
             moved += 1;
         }
         Ok(moved)
