@@ -23,6 +23,10 @@ pub fn tag(job: &Job) -> Result<Found, Wrong> {
     job.wait();
     if job.is("order", "linear") {
         (0..pages.count).for_each(|page| touch(pages.address(page)));
+    } else if job.is("order", "reverse") {
+        (0..pages.count)
+            .rev()
+            .for_each(|page| touch(pages.address(page)));
     } else {
         pages.shuffled().for_each(|page| touch(pages.address(page)));
     }

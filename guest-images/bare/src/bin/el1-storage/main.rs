@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `tag` | writes all pages, then tags `permille=N` of them, chosen and ordered at random (`order=linear`: the first ones, in order); verifies all, `rounds=N` times; with `busy=N` also N pages after each one that is tagged; with `early=1` tags come before data, page by page |
 //! | `fill` | writes all pages and verifies them `rounds=N` times, changing an eighth of them each time; uses no tags |
-//! | `bench` | writes all pages, then tags each once (`order=linear` or at random), mark 0x70 before each and 0x71 at the end |
+//! | `bench` | writes all pages, then tags each once (`order=linear`, `order=reverse` or at random), mark 0x70 before each and 0x71 at the end |
 //! | `fresh` | touches all pages once, mark 0x72 before and 0x73 after |
 //! | `reset` | all pages must be zero; tags and dirties them, says `DIRTY`, and ends as it is told by a key: `r` or `o` |
 //! | `code` | runs code that it rewrites in pages that get tags; with two vCPUs one only runs it |
