@@ -108,7 +108,9 @@ impl From<MachineAccount> for CarveOut {
             reclaimed_bytes: account.reclaimed,
             net_reclaimed_bytes: account.net_reclaimed,
             ideal_bytes: account.ideal,
-            efficiency: account.efficiency_millionths().map(Ratio),
+            efficiency: account
+                .ideal
+                .and_then(|ideal| Ratio::new(account.reclaimed, ideal)),
         }
     }
 }
@@ -306,9 +308,15 @@ impl Ratio {
     /// Divides, rounding down; none if there is nothing to divide by.
     #[must_use]
     pub fn new(part: u64, whole: u64) -> Option<Self> {
-        let millionths = (u128::from(part) * 1_000_000).checked_div(u128::from(whole))?;
-        u64::try_from(millionths).ok().map(Self)
+        scaled(part, whole, 1_000_000).map(Self)
     }
+}
+
+/// `part` of `whole` in units of which `units` (at most 2^20) are the whole; none if there is no whole. Exact below 2^44, and for
+/// pages below 2^56: 128-bit division would take 2 KiB of code.
+fn scaled(part: u64, whole: u64, units: u64) -> Option<u64> {
+    let shift = (u64::BITS - part.leading_zeros()).saturating_sub(44);
+    ((part >> shift) * units).checked_div(whole >> shift)
 }
 
 impl fmt::Display for Ratio {
@@ -539,9 +547,7 @@ struct Percent(u64, u64);
 
 impl fmt::Display for Percent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hundredths = (u128::from(self.0) * 10_000)
-            .checked_div(u128::from(self.1))
-            .unwrap_or(0);
+        let hundredths = scaled(self.0, self.1, 10_000).unwrap_or(0);
         write!(f, "{}.{:02} %", hundredths / 100, hundredths % 100)
     }
 }

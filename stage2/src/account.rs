@@ -67,14 +67,6 @@ pub struct MachineAccount {
     pub ledger: Ledger,
 }
 
-impl MachineAccount {
-    /// reclaimed / ideal, in millionths; `None` if there is no ideal, or nothing to reclaim.
-    pub fn efficiency_millionths(&self) -> Option<u64> {
-        let ideal = u128::from(self.ideal.filter(|&ideal| ideal > 0)?);
-        Some((u128::from(self.reclaimed) * 1_000_000 / ideal) as u64)
-    }
-}
-
 /// Pages of a VM's RAM by kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PageCounts {

@@ -552,7 +552,6 @@ fn figures_of_a_lazy_machine_are_exact() {
     assert_eq!(account.reserved, PAGE_SIZE);
     assert_eq!(account.reclaimed, carve_out - PAGE_SIZE);
     assert_eq!(account.ideal, Some(carve_out - PAGE_SIZE));
-    assert_eq!(account.efficiency_millionths(), Some(1_000_000));
     assert_eq!(account.untaggable, 64 * KIB);
     // The table of level 3 would be a 2 MiB leaf; the rest is metadata.
     assert_eq!(account.tables, 3 * PAGE_SIZE);
