@@ -4,6 +4,7 @@ use stage2::addr::Frame;
 use stage2::ports::Hardware;
 
 use crate::devices::vgic::ListRegisters;
+use crate::traps::debug::DebugRegs;
 use crate::traps::inject::{Injected, Origin};
 use crate::traps::tag_access::{AtForm, Par};
 use crate::vcpu::GuestContext;
@@ -22,8 +23,18 @@ pub trait Cpu: Hardware {
     /// Writes MDSCR_EL1.
     fn write_mdscr(&mut self, value: u64);
 
+    /// Writes the breakpoints and watchpoints, of which the guest sees `shown` breakpoints: the last ones of this CPU, as those can
+    /// compare contexts.
+    fn write_comparators(&mut self, debug: &DebugRegs, shown: usize);
+
     /// Writes CPACR_EL1.
     fn write_cpacr(&mut self, value: u64);
+
+    /// Has firmware do its part against speculation on this CPU: an SMCCC function without arguments.
+    fn work_around(&mut self, function: u32);
+
+    /// Takes 64 bits from the CPU's own source of entropy (FEAT_RNG); none if it has none left for now.
+    fn random(&mut self) -> Option<u64>;
 
     /// Tells whether the guest's virtual timer does not ask for its interrupt now.
     fn virtual_timer_is_quiet(&self) -> bool;

@@ -22,8 +22,10 @@ use crate::layout::Layout;
 use crate::life::MAX_CPUS;
 use crate::run::{Interrupts, Shared, ThisCpu, call, run};
 use crate::stacks::Stacks;
-use crate::traps::id_regs::IdRegs;
+use crate::traps::id_regs::{IdRegs, Need, Workaround};
 
+/// SMCCC_ARCH_FEATURES.
+const ARCH_FEATURES: u32 = 0x8000_0001;
 /// Fields of MPIDR_EL1 that name a CPU.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
@@ -51,9 +53,15 @@ impl Survey {
         features.check_required()?;
         let mte = features.mte >= MteLevel::Full;
         cpu::set_up(mte);
+        let mut hw = cpu::id_regs();
+        if let Some(firmware) = firmware() {
+            hw.workarounds = Workaround::ALL.map(|workaround| {
+                Need::of(firmware.architecture(ARCH_FEATURES, workaround.function()))
+            });
+        }
         Ok(Self {
             features,
-            hw: cpu::id_regs(),
+            hw,
             interface: VirtualInterface::enable(),
             tags_work: probe.filter(|_| mte).is_none_or(cpu::tags_work),
         })

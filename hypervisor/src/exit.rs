@@ -10,9 +10,10 @@ use stage2::memory::Memory;
 use crate::cpu::Cpu;
 use crate::devices::mmio::{Target, UART_INTID};
 use crate::devices::vgic::SgiGroup;
-use crate::devices::vpsci::{NOT_SUPPORTED, Outcome, VcpuPower, answer};
+use crate::devices::vpsci::{NOT_SUPPORTED, Outcome, VcpuPower, answer, random};
 use crate::report::End;
 use crate::tag_fault::{self, Resolution};
+use crate::traps::debug::comparators_shown;
 use crate::traps::esr::{Exit, SysRegTrap, Wait, WaitKind};
 use crate::traps::fault::{DataAbort, InstructionAbort, Stage2Fault};
 use crate::traps::id_regs::IdRegs;
@@ -353,6 +354,10 @@ fn system_register<C: Cpu>(
         SysRegOutcome::WriteIgnored | SysRegOutcome::SetWay => {}
         SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, value) => env.cpu.write_mdscr(value),
         SysRegOutcome::WriteHardware(HardwareReg::CpacrEl1, value) => env.cpu.write_cpacr(value),
+        SysRegOutcome::WriteComparators => {
+            let (shown, _) = comparators_shown(env.hw);
+            env.cpu.write_comparators(&state.sysregs.debug, shown);
+        }
         SysRegOutcome::Sgi { register, value } => {
             let group = match register {
                 SgiReg::Sgi1r => SgiGroup::Group1,
@@ -416,7 +421,7 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
     let arguments = [0, 1, 2, 3].map(|index| context.register(index));
     // SMCCC 1.2, 2.9: the immediate is 0; other values are nobody's.
     let outcome = if imm == 0 {
-        answer(&*vm, arguments)
+        answer(&*vm, env.hw, arguments)
     } else {
         Outcome::Return(NOT_SUPPORTED)
     };
@@ -429,6 +434,16 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
             for (register, value) in (0..).zip(values) {
                 state.context.set_register(register, value.into());
             }
+        }
+        Outcome::Random { bits, wide } => {
+            let values = random(bits, wide, || env.cpu.random());
+            for (register, value) in (0..).zip(values) {
+                state.context.set_register(register, value);
+            }
+        }
+        Outcome::Firmware(function) => {
+            env.cpu.work_around(function);
+            state.context.set_register(0, 0);
         }
         Outcome::Suspend => {
             state.context.set_register(0, 0);

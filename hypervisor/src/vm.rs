@@ -364,9 +364,12 @@ impl PsciVm for Vm {
     }
 
     fn power(&self, vcpu: usize) -> VcpuPower {
-        self.vcpus
-            .get(vcpu)
-            .map_or(VcpuPower::Off, |vcpu| vcpu.power)
+        match self.vcpus.get(vcpu) {
+            // Turned on, and no CPU has entered it yet.
+            Some(vcpu) if vcpu.power == VcpuPower::On && vcpu.fresh => VcpuPower::OnPending,
+            Some(vcpu) => vcpu.power,
+            None => VcpuPower::Off,
+        }
     }
 
     fn is_ram(&self, ipa: u64) -> bool {

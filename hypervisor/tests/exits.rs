@@ -8,6 +8,7 @@
 mod support;
 
 use hypervisor::exit::{Failure, Next, PHYSICAL_TIMER_INTID};
+use hypervisor::traps::id_regs::{IdReg, Need};
 use hypervisor::traps::inject::Injected;
 use hypervisor::vcpu::Wake;
 use stage2::addr::Ipa;
@@ -295,6 +296,38 @@ fn a_call_with_four_answers_changes_four_registers() {
     assert_eq!(rig.context().x[4..], context.x[4..]);
 }
 
+#[test]
+fn random_numbers_come_from_the_cpu_and_a_dry_one_says_so() {
+    const RND64: u64 = 0xc400_0053;
+    let mut rig = Rig::new(Policy::Lazy);
+    rig.board.hw.set(IdReg::ISAR0, 0);
+    rig.hvc([RND64, 64, 2, 3]);
+    assert_eq!(
+        rig.context().x[..4],
+        [-1_i64 as u64, 64, 2, 3],
+        "no FEAT_RNG"
+    );
+    rig.board.hw.set(IdReg::ISAR0, 1 << 60);
+    rig.hvc([RND64, 64, 2, 3]);
+    assert_eq!(rig.context().x[..4], [-3_i64 as u64, 0, 0, 0], "NO_ENTROPY");
+    rig.cpu.entropy = vec![3, 2, 1];
+    let context = rig.context().clone();
+    rig.hvc([RND64, 192, 2, 3]);
+    assert_eq!(rig.context().x[..4], [0, 3, 2, 1]);
+    assert_eq!(rig.context().x[4..], context.x[4..], "preserved");
+}
+
+#[test]
+fn firmware_is_called_for_a_workaround_that_is_needed_and_for_no_other() {
+    let mut rig = Rig::new(Policy::Lazy);
+    rig.board.hw.workarounds = [Need::Required, Need::NotRequired, Need::Unknown];
+    for (id, answer) in [(0x8000_8000, 0), (0x8000_7fff, 0), (0x8000_3fff, u64::MAX)] {
+        rig.hvc([id, 0, 0, 0]);
+        assert_eq!(rig.context().x[0], answer, "{id:#x}");
+    }
+    assert_eq!(rig.cpu.worked_around, [0x8000_8000]);
+}
+
 // Row 11: waits.
 
 const WFI: u64 = 0x01 << 26 | IL;
@@ -548,6 +581,36 @@ fn registers_that_are_written_through_reach_the_hardware_in_the_allowed_bits() {
     msr(&mut rig, (2, 0, 1, 0, 4), 0);
     msr(&mut rig, (2, 0, 0, 2, 2), u64::MAX);
     assert_eq!(rig.cpu.mdscr, Some(0xb001));
+}
+
+// Row 17: debug.
+
+#[test]
+fn breakpoints_and_watchpoints_reach_the_hardware() {
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(mrs(&mut rig, (3, 0, 0, 5, 0)) >> 12 & 0xf, 5);
+    msr(&mut rig, (2, 0, 0, 5, 4), 0x4000_1234);
+    msr(&mut rig, (2, 0, 0, 5, 5), 0x1e7);
+    msr(&mut rig, (2, 0, 0, 3, 7), u64::MAX);
+    let (debug, shown) = rig.cpu.comparators.unwrap();
+    assert_eq!(shown, 6);
+    let breakpoint = debug.breakpoints[5];
+    assert_eq!(
+        (breakpoint.value, breakpoint.control(0)),
+        (0x4000_1234, 0x1e7)
+    );
+    assert_eq!(debug.watchpoints[3].control(0), 0x1f1f_ffff);
+    assert_eq!(mrs(&mut rig, (2, 0, 0, 5, 4)), 0x4000_1234);
+    assert!(rig.vcpu(0).sysregs.debug.is_active());
+    assert!(
+        !rig.vcpu(1).sysregs.debug.is_active(),
+        "each vCPU has its own"
+    );
+    injected(&mut rig, sysreg((2, 0, 0, 6, 4), 3, false), 0, 0);
+    injected(&mut rig, sysreg((2, 0, 0, 4, 7), 3, false), 0, 0);
+    // What turns it on again finds none of it.
+    rig.vcpu(0).power_on(BASE, 0);
+    assert!(!rig.vcpu(0).sysregs.debug.is_active());
 }
 
 // Row 18: a VM without MTE; its STG and LDG do not leave EL1 at all.

@@ -110,7 +110,11 @@ fn cpu_on_refuses_what_is_not_a_vcpu_that_is_off_and_an_entry_in_ram() {
     assert_eq!(rig.vcpu(1).power, VcpuPower::Off);
     let last = BASE + 8 * MIB - 4;
     assert_eq!(answer(&mut rig, [CPU_ON, 1, last, 0]), 0);
+    assert_eq!(answer(&mut rig, [CPU_ON, 1, last, 0]), -5, "on its way");
+    assert_eq!(answer(&mut rig, [AFFINITY_INFO, 1, 0, 0]), 2);
+    rig.enter(1);
     assert_eq!(answer(&mut rig, [CPU_ON, 1, last, 0]), -4);
+    assert_eq!(answer(&mut rig, [AFFINITY_INFO, 1, 0, 0]), 0);
 }
 
 #[test]

@@ -101,6 +101,13 @@ impl<C: Call> Psci<C> {
         smccc::psci::affinity_info::<C>(mpidr, LowestAffinityLevel::All)
     }
 
+    /// Calls a 32-bit function of the Arm architecture service, with one argument. Unknown ones return -1.
+    #[must_use]
+    pub fn architecture(&self, function: u32, argument: u32) -> i64 {
+        let [answer, ..] = C::call32(function, [argument, 0, 0, 0, 0, 0, 0]);
+        i64::from(answer as i32)
+    }
+
     /// Switches this CPU off. Returns only on failure.
     ///
     /// # Errors
@@ -119,10 +126,11 @@ mod tests {
     struct Fake;
 
     impl Call for Fake {
-        fn call32(function: u32, _: [u32; 7]) -> [u32; 8] {
-            let answer = match function {
-                0x8400_0000 => 0x1_0001,
-                0x8400_0008 => 0,
+        fn call32(function: u32, args: [u32; 7]) -> [u32; 8] {
+            let answer = match (function, args[0]) {
+                (0x8400_0000, _) => 0x1_0001,
+                (0x8400_0008, _) => 0,
+                (0x8000_0001, 0x8000_3fff) => 1,
                 _ => -1i32 as u32,
             };
             [answer, 0, 0, 0, 0, 0, 0, 0]
@@ -163,6 +171,14 @@ mod tests {
         assert_eq!(psci.cpu_on(5, 0, 0), Err(PsciError::InvalidParameters));
         assert_eq!(psci.system_reset(), Err(PsciError::NotSupported));
         assert_eq!(psci.cpu_off(), Err(PsciError::NotSupported));
+    }
+
+    #[test]
+    fn an_architecture_call_passes_its_argument_and_signs_its_answer() {
+        let psci = psci();
+        assert_eq!(psci.architecture(0x8000_0001, 0x8000_3fff), 1);
+        assert_eq!(psci.architecture(0x8000_0001, 0x8000_8000), -1);
+        assert_eq!(psci.architecture(0x8000_8000, 0), -1);
     }
 
     #[test]

@@ -18,10 +18,14 @@ use super::regs::{instruction, read_reg, write_reg};
 use crate::cpu::Cpu;
 use crate::devices::vgic::ListRegisters;
 use crate::traps::controls::Controls;
+use crate::traps::debug::DebugRegs;
 use crate::traps::id_regs::IdRegs;
 use crate::traps::inject::{Injected, Origin};
 use crate::traps::tag_access::{AtForm, Par};
 use crate::vcpu::GuestContext;
+
+/// How often RNDRRS is tried for one number.
+const RANDOM_TRIES: u32 = 10;
 
 /// Line sizes and errata that maintenance needs. One per CPU; the weakest CPU's values serve all.
 #[derive(Clone, Debug)]
@@ -153,8 +157,37 @@ impl Cpu for El2 {
         MDSCR_EL1.set(value);
     }
 
+    fn write_comparators(&mut self, debug: &DebugRegs, shown: usize) {
+        let (breakpoints, watchpoints) = comparators();
+        let first = breakpoints.saturating_sub(shown as u64);
+        for (number, one) in (first..breakpoints).zip(&debug.breakpoints) {
+            write_breakpoint(number, one.value, one.control(first));
+        }
+        for (number, one) in (0..watchpoints).zip(&debug.watchpoints) {
+            write_watchpoint(number, one.value, one.control(first));
+        }
+    }
+
     fn write_cpacr(&mut self, value: u64) {
         CPACR_EL1.set(value);
+    }
+
+    fn work_around(&mut self, function: u32) {
+        if let Some(firmware) = crate::boot::firmware() {
+            let _ = firmware.architecture(function, 0);
+        }
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        // The source may be dry for moments; who asks is told so in the end, and asks again.
+        (0..RANDOM_TRIES).find_map(|_| {
+            let (value, empty): (u64, u64);
+            // SAFETY: RNDRRS, by its encoding, which the caller knows to exist, changes nothing but the flags: Z if it failed.
+            unsafe {
+                core::arch::asm!("mrs {}, S3_3_C2_C4_1", "cset {}, eq", out(reg) value, out(reg) empty, options(nomem, nostack));
+            }
+            (empty == 0).then_some(value)
+        })
     }
 
     fn store_list_registers(&mut self, lrs: &mut ListRegisters) {
@@ -279,7 +312,7 @@ pub fn set_up(mte: bool) {
     unload_stage2();
     OSLAR_EL1.set(0);
     MDSCR_EL1.set(0);
-    clear_breakpoints(read_id(5, 0));
+    clear_comparators();
     write_reg!("hstr_el2", 0);
     if (read_id(4, 0) >> 28) & 0xf != 0 {
         // VSESR_EL2: what a guest's deferred SError would be told.
@@ -288,23 +321,48 @@ pub fn set_up(mte: bool) {
     isb(SY);
 }
 
-/// Disables the breakpoints and watchpoints that firmware or a debugger left; guests may enable monitor debug (MDSCR_EL1.MDE).
-fn clear_breakpoints(dfr0: u64) {
-    let breakpoints = ((dfr0 >> 12) & 0xf) + 1;
-    let watchpoints = ((dfr0 >> 20) & 0xf) + 1;
-    macro_rules! clear {
-        ($($number:literal),*) => {
-            $(
-                if $number < breakpoints {
-                    write_reg!(concat!("dbgbcr", $number, "_el1"), 0);
-                }
-                if $number < watchpoints {
-                    write_reg!(concat!("dbgwcr", $number, "_el1"), 0);
-                }
-            )*
-        };
+/// Breakpoints and watchpoints of this CPU.
+fn comparators() -> (u64, u64) {
+    let dfr0 = read_id(5, 0);
+    ((dfr0 >> 12 & 0xf) + 1, (dfr0 >> 20 & 0xf) + 1)
+}
+
+/// Disables all breakpoints and watchpoints: those of firmware or a debugger before the first guest may enable monitor debug
+/// (MDSCR_EL1.MDE), those of a guest before the next one.
+pub fn clear_comparators() {
+    let (breakpoints, watchpoints) = comparators();
+    for number in 0..breakpoints {
+        write_breakpoint(number, 0, 0);
     }
-    clear!(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for number in 0..watchpoints {
+        write_watchpoint(number, 0, 0);
+    }
+}
+
+/// Defines a function that writes one of the comparators, which have a pair of registers each.
+macro_rules! comparator_registers {
+    ($(#[$doc:meta])* $function:ident, $value:literal, $control:literal, $($number:literal)*) => {
+        $(#[$doc])*
+        fn $function(number: u64, value: u64, control: u64) {
+            match number {
+                $($number => {
+                    write_reg!(concat!($value, $number, "_el1"), value);
+                    write_reg!(concat!($control, $number, "_el1"), control);
+                })*
+                _ => {}
+            }
+        }
+    };
+}
+
+comparator_registers! {
+    /// Writes one breakpoint, which exists.
+    write_breakpoint, "dbgbvr", "dbgbcr", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+}
+
+comparator_registers! {
+    /// Writes one watchpoint, which exists.
+    write_watchpoint, "dbgwvr", "dbgwcr", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 }
 
 /// Takes the SError that the exit's ESB has deferred, if there is one: its syndrome (DISR_EL1). Needs FEAT_RAS.

@@ -73,7 +73,7 @@ el1_state! {
     cntkctl = "cntkctl_el1",
     /// Cache size selection.
     csselr = "csselr_el1",
-    /// Debug: single step and the like; breakpoints are trapped.
+    /// Debug: single step and the like; breakpoints are in `traps::debug`.
     mdscr = "mdscr_el1",
     /// When the virtual timer fires; its control register is switched apart, last.
     cntv_cval = "cntv_cval_el0",

@@ -1,9 +1,11 @@
-//! PSCI 1.1 (DEN0022) and SMCCC 1.2 (DEN0028) for guests, by HVC or SMC: from a call to what is to be done.
+//! PSCI 1.1 (DEN0022), SMCCC 1.2 (DEN0028) and TRNG 1.0 (DEN0098) for guests, by HVC or SMC: from a call to what is to be
+//! done.
 //!
 //! A function of the call and the power states. The caller holds whatever lock orders `CPU_ON` of several virtual CPUs:
 //! it must go from [`answer`] to `OnPending` in one step.
 
 use super::{affinity, vcpu_with_affinity};
+use crate::traps::id_regs::{IdReg, IdRegs, Need, Workaround};
 
 /// Whether a virtual CPU runs, as PSCI sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,15 @@ pub enum Outcome {
     Return(i64),
     /// `w0` to `w3` are these values.
     ReturnFour([u32; 4]),
+    /// So many random bits, at most 96, or 192 if `wide`: see [`random`].
+    Random {
+        /// How many, at least 1.
+        bits: u64,
+        /// 64 of them go into a register, else 32.
+        wide: bool,
+    },
+    /// Have firmware do its part against speculation on this CPU, by this function; then [`SUCCESS`].
+    Firmware(u32),
     /// Start virtual CPU `target`, which is off, at `entry` with `context` in `x0`, MMU off; then [`SUCCESS`].
     CpuOn {
         /// The virtual CPU to start.
@@ -61,6 +72,8 @@ pub const NOT_SUPPORTED: i64 = -1;
 pub const INVALID_PARAMETERS: i64 = -2;
 /// The virtual CPU is on.
 pub const ALREADY_ON: i64 = -4;
+/// There are no random bits at the moment (TRNG).
+pub const NO_ENTROPY: i64 = -3;
 /// The virtual CPU is being started.
 pub const ON_PENDING: i64 = -5;
 /// The entry point is no address in RAM, or not one of an instruction.
@@ -68,6 +81,8 @@ pub const INVALID_ADDRESS: i64 = -9;
 
 /// Bit 30 of a function identifier: arguments are 64 bits wide.
 const SMC64: u32 = 1 << 30;
+/// Bit 16: the caller does not need its SVE registers (SMCCC 1.3). They are not touched anyway.
+const SVE_HINT: u32 = 1 << 16;
 
 // Function identifiers without their SMC64 bit.
 const SMCCC_VERSION: u32 = 0x8000_0000;
@@ -82,6 +97,10 @@ const SYSTEM_OFF: u32 = 0x8400_0008;
 const SYSTEM_RESET: u32 = 0x8400_0009;
 const PSCI_FEATURES: u32 = 0x8400_000a;
 const SYSTEM_RESET2: u32 = 0x8400_0012;
+const TRNG_VERSION: u32 = 0x8400_0050;
+const TRNG_FEATURES: u32 = 0x8400_0051;
+const TRNG_GET_UUID: u32 = 0x8400_0052;
+const TRNG_RND: u32 = 0x8400_0053;
 const VENDOR_UID: u32 = 0x8600_ff01;
 const VENDOR_REVISION: u32 = 0x8600_ff03;
 
@@ -89,6 +108,8 @@ const VENDOR_REVISION: u32 = 0x8600_ff03;
 const SMCCC_1_2: i64 = 0x1_0002;
 /// PSCI 1.1.
 const PSCI_1_1: i64 = 0x1_0001;
+/// TRNG 1.0.
+const TRNG_1_0: i64 = 0x1_0000;
 /// `MIGRATE_INFO_TYPE`: no trusted OS, or one that need not be migrated.
 const NO_TRUSTED_OS: i64 = 2;
 /// `CPU_SUSPEND`, original format: StateID, StateType, PowerLevel; the rest must be zero.
@@ -102,6 +123,11 @@ const UID: [u32; 4] = [0x1e6c_9f6b, 0x3e4c_0a3f, 0x6174_579d, 0x6f73_7667];
 enum Function {
     SmcccVersion,
     SmcccArchFeatures,
+    Workaround(Workaround),
+    TrngVersion,
+    TrngFeatures,
+    TrngGetUuid,
+    TrngRnd,
     VendorUid,
     VendorRevision,
     Version,
@@ -117,15 +143,29 @@ enum Function {
 }
 
 impl Function {
-    fn decode(id: u32) -> Option<Self> {
+    /// Finds the function that a guest on this hardware has by this identifier.
+    fn decode(hw: &IdRegs, id: u32) -> Option<Self> {
+        let id = id & !SVE_HINT;
         let (function, has_smc64) = match id & !SMC64 {
             SMCCC_VERSION => (Self::SmcccVersion, false),
             SMCCC_ARCH_FEATURES => (Self::SmcccArchFeatures, false),
+            TRNG_VERSION => (Self::TrngVersion, false),
+            TRNG_FEATURES => (Self::TrngFeatures, false),
+            TRNG_GET_UUID => (Self::TrngGetUuid, false),
+            TRNG_RND => (Self::TrngRnd, true),
             VENDOR_UID => (Self::VendorUid, false),
             VENDOR_REVISION => (Self::VendorRevision, false),
-            other => Self::decode_psci(other)?,
+            other => match Workaround::from_function(other) {
+                Some(workaround) => (Self::Workaround(workaround), false),
+                None => Self::decode_psci(other)?,
+            },
         };
-        (has_smc64 || id & SMC64 == 0).then_some(function)
+        let exists = match function {
+            Self::Workaround(workaround) => hw.workaround(workaround) != Need::Unknown,
+            function if function.is_trng() => hw.field(IdReg::ISAR0, 60) != 0,
+            _ => true,
+        };
+        (exists && (has_smc64 || id & SMC64 == 0)).then_some(function)
     }
 
     const fn decode_psci(id: u32) -> Option<(Self, bool)> {
@@ -144,28 +184,50 @@ impl Function {
         })
     }
 
-    const fn is_psci(self) -> bool {
-        !matches!(
+    const fn is_trng(self) -> bool {
+        matches!(
             self,
-            Self::SmcccArchFeatures | Self::VendorUid | Self::VendorRevision
+            Self::TrngVersion | Self::TrngFeatures | Self::TrngGetUuid | Self::TrngRnd
         )
+    }
+
+    const fn is_psci(self) -> bool {
+        !self.is_trng()
+            && !matches!(
+                self,
+                Self::SmcccArchFeatures
+                    | Self::Workaround(_)
+                    | Self::VendorUid
+                    | Self::VendorRevision
+            )
     }
 }
 
-/// Answers the call in `x0` to `x3` (function identifier, three arguments) of a VM's virtual CPU.
+/// Answers the call in `x0` to `x3` (function identifier, three arguments) of a VM's virtual CPU; `hw` is the hardware that
+/// all of them run on.
 ///
 /// The caller has checked that the immediate of the HVC or SMC was zero; any other is [`NOT_SUPPORTED`].
-pub fn answer(vm: &impl PsciVm, x: [u64; 4]) -> Outcome {
+pub fn answer(vm: &impl PsciVm, hw: &IdRegs, x: [u64; 4]) -> Outcome {
     let id = x[0] as u32;
-    let Some(function) = Function::decode(id) else {
+    let Some(function) = Function::decode(hw, id) else {
         return Outcome::Return(NOT_SUPPORTED);
     };
     let wide = id & SMC64 != 0;
     let [_, a, b, c] = x.map(|x| if wide { x } else { x & 0xffff_ffff });
     match function {
         Function::SmcccVersion => Outcome::Return(SMCCC_1_2),
-        Function::SmcccArchFeatures => Outcome::Return(arch_features(a)),
-        Function::VendorUid => Outcome::ReturnFour(UID),
+        Function::SmcccArchFeatures => Outcome::Return(arch_features(hw, a)),
+        Function::Workaround(workaround) => match hw.workaround(workaround) {
+            Need::Required => Outcome::Firmware(workaround.function()),
+            _ => Outcome::Return(SUCCESS),
+        },
+        Function::TrngVersion => Outcome::Return(TRNG_1_0),
+        Function::TrngFeatures => Outcome::Return(features(hw, a, Function::is_trng)),
+        Function::TrngGetUuid | Function::VendorUid => Outcome::ReturnFour(UID),
+        Function::TrngRnd if (1..=if wide { 192 } else { 96 }).contains(&a) => {
+            Outcome::Random { bits: a, wide }
+        }
+        Function::TrngRnd => Outcome::Return(INVALID_PARAMETERS),
         Function::VendorRevision => Outcome::ReturnFour([0, 1, 0, 0]),
         Function::Version => Outcome::Return(PSCI_1_1),
         Function::CpuSuspend => cpu_suspend(vm, a, b),
@@ -175,29 +237,49 @@ pub fn answer(vm: &impl PsciVm, x: [u64; 4]) -> Outcome {
         Function::MigrateInfoType => Outcome::Return(NO_TRUSTED_OS),
         Function::SystemOff => Outcome::SystemOff,
         Function::SystemReset => Outcome::SystemReset,
-        Function::Features => Outcome::Return(features(a)),
+        Function::Features => Outcome::Return(features(hw, a, Function::is_psci)),
         // The architectural warm reset is the one we have; vendor-specific ones we have not.
         Function::SystemReset2 if a == 0 => Outcome::SystemReset,
         Function::SystemReset2 => Outcome::Return(INVALID_PARAMETERS),
     }
 }
 
-/// Says whether an SMCCC function is there. Speculation workarounds are not: a guest sees by its ID registers whether
-/// it needs them, and takes its own measures.
-fn arch_features(id: u64) -> i64 {
-    match Function::decode(id as u32) {
+/// Says whether an SMCCC function is there, and whether a workaround is needed.
+fn arch_features(hw: &IdRegs, id: u64) -> i64 {
+    match Function::decode(hw, id as u32) {
         Some(Function::SmcccVersion | Function::SmcccArchFeatures) => SUCCESS,
+        Some(Function::Workaround(workaround)) => hw.workaround(workaround).answer(),
         _ => NOT_SUPPORTED,
     }
 }
 
-/// Says whether a PSCI function is there; zero is also the set of its flags (`CPU_SUSPEND`: original format, platform
+/// Says whether a function of this kind is there; zero is also the set of its flags (`CPU_SUSPEND`: original format, platform
 /// coordinated).
-fn features(id: u64) -> i64 {
-    match Function::decode(id as u32) {
-        Some(function) if function.is_psci() => SUCCESS,
+fn features(hw: &IdRegs, id: u64, kind: fn(Function) -> bool) -> i64 {
+    match Function::decode(hw, id as u32) {
+        Some(function) if kind(function) => SUCCESS,
         _ => NOT_SUPPORTED,
     }
+}
+
+/// Returns `x0` to `x3` for [`Outcome::Random`]: the status, then the bits, the lowest ones in `x3`; what was not asked for is 0.
+///
+/// `source` gives 64 bits, or none at the moment.
+pub fn random(bits: u64, wide: bool, mut source: impl FnMut() -> Option<u64>) -> [u64; 4] {
+    let width = if wide { 64 } else { 32 };
+    let mut left = bits;
+    let mut x = [SUCCESS as u64, 0, 0, 0];
+    for register in x.iter_mut().skip(1).rev() {
+        let here = left.min(width);
+        left -= here;
+        if here != 0 {
+            match source() {
+                Some(random) => *register = random >> (64 - here),
+                None => return [NO_ENTROPY as u64, 0, 0, 0],
+            }
+        }
+    }
+    x
 }
 
 /// A power-down request is met as a standby, which PSCI allows (DEN0022, 5.4.5): it returns when an interrupt comes.

@@ -20,12 +20,14 @@ use crate::arch::switch::{CpuState, SwitchedFeatures};
 use crate::arch::{ExitVector, enter_guest, timer};
 use crate::bundle::Bundle;
 use crate::config::Config;
+use crate::cpu::Cpu;
 use crate::exit::{Env, Failure, Next, VIRTUAL_TIMER_INTID, handle, sync_interrupts};
 use crate::life::{Fate, Life};
 use crate::output::CONSOLE;
 use crate::report::{End, Invariants, MachineInfo, RegionInfo, VmInfo};
 use crate::sched::{Place, RunQueue};
 use crate::traps::controls::{Controls, controls};
+use crate::traps::debug::comparators_shown;
 use crate::traps::esr::{Esr, Exit, Syndrome};
 use crate::traps::id_regs::{GuestShape, IdRegs};
 use crate::vcpu::{GuestContext, Vcpu};
@@ -428,10 +430,14 @@ impl Hypervisor {
         if core::mem::take(&mut vcpu.fresh) {
             *state = CpuState::reset();
             state.el1.cpacr = vcpu.sysregs.cpacr_el1(&self.board.hw);
-            state.el1.mdscr = vcpu.sysregs.mdscr_el1();
+            state.el1.mdscr = vcpu.sysregs.debug.mdscr_el1();
             vcpu.lrs.reset_interface();
         }
         state.restore(cpu.switched);
+        if vcpu.sysregs.debug.is_active() {
+            let (shown, _) = comparators_shown(&self.board.hw);
+            cpu.el2.write_comparators(&vcpu.sysregs.debug, shown);
+        }
         cpu.el2.interface.restore(&vcpu.lrs);
         cpu.interrupts.set_timer_active(held);
         cpu.loaded = Some(place);
@@ -464,6 +470,9 @@ impl Hypervisor {
             state.save(cpu.switched);
         }
         if let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) {
+            if vcpu.sysregs.debug.is_active() {
+                cpu::clear_comparators();
+            }
             cpu.el2.interface.save(&mut vcpu.lrs);
             vm.vgic.sync(vcpu_index, &vcpu.lrs);
         }

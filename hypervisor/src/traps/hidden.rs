@@ -250,7 +250,6 @@ pub const HIDDEN: &[Hidden] = &[
         &[Off(Hdfgrtr2, 0b11 << 6)],
     ),
     hide("FEAT_SEBEP", IdReg::DFR0, 24, PMU),
-    hide("CTX_CMPs", IdReg::DFR0, 28, DEBUG),
     hide("FEAT_SPE", IdReg::DFR0, 32, SPE),
     hide("FEAT_TRF", IdReg::DFR0, 40, &[Trap(Mdcr, mdcr::TTRF)]),
     hide("FEAT_TRBE", IdReg::DFR0, 44, TRBE),

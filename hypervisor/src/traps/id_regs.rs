@@ -5,12 +5,77 @@
 //! architecture defines tomorrow. What is hidden here is denied by [`super::controls`]:
 //! [`super::hidden`] lists each with its denial.
 
+use super::debug::{MAX_BREAKPOINTS, MAX_WATCHPOINTS};
+
 /// The ID registers of the hardware. On a machine whose CPUs differ, see [`IdRegs::weakest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRegs {
     values: [[u64; Self::OP2S]; Self::CRMS],
     /// REVIDR_EL1, which a guest reads as it is.
     pub revidr: u64,
+    /// What firmware says about each [`Workaround`], in their order.
+    pub workarounds: [Need; Workaround::ALL.len()],
+}
+
+/// Whether a CPU needs one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Firmware does not know it.
+    Unknown,
+    /// It is not needed, or in effect anyway.
+    NotRequired,
+    /// It is needed, and firmware has it.
+    Required,
+}
+
+impl Need {
+    /// From the answer to SMCCC_ARCH_FEATURES.
+    pub const fn of(answer: i64) -> Self {
+        match answer {
+            0 => Self::Required,
+            1 => Self::NotRequired,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The answer to SMCCC_ARCH_FEATURES.
+    pub const fn answer(self) -> i64 {
+        match self {
+            Self::Required => 0,
+            Self::NotRequired => 1,
+            Self::Unknown => -1,
+        }
+    }
+}
+
+/// What firmware can do against speculation, on behalf of software (DEN0028, 7.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workaround {
+    /// SMCCC_ARCH_WORKAROUND_1: branch predictors (CVE-2017-5715).
+    Predictors,
+    /// SMCCC_ARCH_WORKAROUND_2: loads past stores (CVE-2018-3639).
+    Stores,
+    /// SMCCC_ARCH_WORKAROUND_3: branch history (CVE-2022-23960).
+    History,
+}
+
+impl Workaround {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Predictors, Self::Stores, Self::History];
+
+    /// The function identifier.
+    pub const fn function(self) -> u32 {
+        match self {
+            Self::Predictors => 0x8000_8000,
+            Self::Stores => 0x8000_7fff,
+            Self::History => 0x8000_3fff,
+        }
+    }
+
+    /// Finds the workaround with this function identifier.
+    pub fn from_function(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.function() == id)
+    }
 }
 
 /// What a guest is made of, as far as its CPU is concerned.
@@ -32,6 +97,7 @@ impl IdRegs {
     pub const ZERO: Self = Self {
         values: [[0; Self::OP2S]; Self::CRMS],
         revidr: 0,
+        workarounds: [Need::Unknown; Workaround::ALL.len()],
     };
 
     /// Reads all registers by `read(crm, op2)`, for CRm 1 to 7 and op2 0 to 7.
@@ -86,7 +152,28 @@ impl IdRegs {
         if self.revidr == other.revidr {
             merged.revidr = self.revidr;
         }
+        merged.workarounds = self.workarounds;
+        for (merged, other) in merged.workarounds.iter_mut().zip(other.workarounds) {
+            // One CPU that needs it is enough; where one firmware is silent nothing is promised.
+            if *merged != Need::Required {
+                *merged = match other {
+                    Need::Required => other,
+                    _ => other.min(*merged),
+                };
+            }
+        }
         merged
+    }
+
+    /// What a guest is told about a workaround.
+    ///
+    /// Whether loads may pass stores is a state of the CPU. We never change it, and firmware's default is the safe one.
+    pub fn workaround(&self, workaround: Workaround) -> Need {
+        let need = self.workarounds.get(workaround as usize).copied();
+        match (workaround, need.unwrap_or(Need::Unknown)) {
+            (Workaround::Stores, Need::Required) => Need::NotRequired,
+            (_, need) => need,
+        }
     }
 
     /// What a guest reads from `id`.
@@ -260,13 +347,13 @@ const PFR1: &[Field] = &[
     show(40, MteFrac),
 ];
 
-/// Two breakpoints and two watchpoints are the fewest that can be said (0 is reserved); they are
-/// trapped and do nothing.
+/// As many comparators as [`super::debug`] keeps.
 const DFR0: &[Field] = &[
-    show(0, Fixed(6)),    // DebugVer: Armv8.0
-    show(12, Fixed(1)),   // BRPs: 2
-    show(20, Fixed(1)),   // WRPs: 2
-    show(36, Fixed(0xf)), // DoubleLock: not implemented
+    show(0, Fixed(6)),                         // DebugVer: Armv8.0
+    show(12, Max(MAX_BREAKPOINTS as u64 - 1)), // BRPs
+    show(20, Max(MAX_WATCHPOINTS as u64 - 1)), // WRPs
+    show(28, Max(MAX_BREAKPOINTS as u64 - 1)), // CTX_CMPs
+    show(36, Fixed(0xf)),                      // DoubleLock: not implemented
 ];
 
 const ISAR0: &[Field] = &[

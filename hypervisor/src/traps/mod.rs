@@ -4,6 +4,7 @@
 //! caller acts. No input panics.
 
 pub mod controls;
+pub mod debug;
 pub mod esr;
 pub mod fault;
 pub mod hidden;

@@ -4,6 +4,7 @@
 //! SME, RAS records, LORegions, MTE without tags, and whatever comes next. Encodings: DDI 0487,
 //! section D24.2, D23.1 for the instructions.
 
+use super::debug::DebugRegs;
 use super::esr::SysRegTrap;
 use super::id_regs::{GuestShape, IdReg, IdRegs};
 
@@ -16,6 +17,8 @@ pub enum SysRegOutcome {
     WriteIgnored,
     /// Write the hardware register: the guest's view of it is recorded already.
     WriteHardware(HardwareReg, u64),
+    /// Write the guest's breakpoints and watchpoints to the hardware: its view of them is recorded already.
+    WriteComparators,
     /// Send a software generated interrupt.
     Sgi {
         /// Which register was written.
@@ -73,19 +76,9 @@ pub enum TimerReg {
 /// The state of one vCPU behind its trapped registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuSysRegs {
-    mdscr: u64,
     cpacr: u64,
-    os_locked: bool,
-}
-
-/// Bits of MDSCR_EL1.
-mod mdscr {
-    pub const SS: u64 = 1 << 0;
-    pub const TDCC: u64 = 1 << 12;
-    pub const KDE: u64 = 1 << 13;
-    pub const MDE: u64 = 1 << 15;
-    pub const ALLOWED: u64 = SS | TDCC | KDE | MDE;
-    pub const WITH_OS_LOCK: u64 = TDCC;
+    /// What the guest's debugger has set.
+    pub debug: DebugRegs,
 }
 
 /// Fields of CPACR_EL1.
@@ -104,19 +97,9 @@ impl Default for VcpuSysRegs {
 impl VcpuSysRegs {
     /// After a reset: FP traps, debug is off, the OS lock is locked.
     pub const RESET: Self = Self {
-        mdscr: 0,
         cpacr: 0,
-        os_locked: true,
+        debug: DebugRegs::RESET,
     };
-
-    /// The value for MDSCR_EL1 of the hardware. Its own OS lock must be unlocked.
-    pub const fn mdscr_el1(&self) -> u64 {
-        if self.os_locked {
-            self.mdscr & mdscr::WITH_OS_LOCK
-        } else {
-            self.mdscr
-        }
-    }
 
     /// The value for CPACR_EL1 of the hardware.
     ///
@@ -150,7 +133,7 @@ pub fn emulate(
         .then_some(if trap.rt == 31 { 0 } else { rt_value });
     match (trap.op0, trap.op1, trap.crn) {
         (1, 0, 7) => data_cache(trap, context.shape),
-        (2, _, _) => debug(trap, write, regs),
+        (2, _, _) => regs.debug.emulate(trap, write, context.hw),
         (3, 0, 0) => identification(trap, context),
         (3, 0, 1) => control(trap, write, context, regs),
         // AIDR_EL1, by TID1 like SMIDR_EL1. IMPLEMENTATION DEFINED, and nothing to say.
@@ -232,61 +215,7 @@ fn physical_timer(trap: SysRegTrap, write: Option<u64>) -> SysRegOutcome {
     SysRegOutcome::PhysicalTimer { register, write }
 }
 
-/// Breakpoints and watchpoints that a guest sees: as ID_AA64DFR0_EL1 says, 2 and 2.
-const BREAKPOINTS: u8 = 2;
-
-/// op0=2. A self-hosted debugger gets software step; breakpoints and watchpoints never hit.
-fn debug(trap: SysRegTrap, write: Option<u64>, regs: &mut VcpuSysRegs) -> SysRegOutcome {
-    match (trap.op1, trap.crn, trap.crm, trap.op2) {
-        (0, 0, 2, 2) => monitor_control(write, regs),
-        (0, 0, number, 4..=7) if number < BREAKPOINTS => raz_wi(write),
-        (0, 1, 0, 4) => os_lock_access(write, regs),
-        (0, 1, 1, 4) => os_lock_status(write, regs),
-        // OSDLR_EL1, DBGPRCR_EL1.
-        (0, 1, 3 | 4, 4) => raz_wi(write),
-        // MDCCINT_EL1, OSDTRRX_EL1, OSDTRTX_EL1, OSECCR_EL1.
-        (0, 0, 2, 0) | (0, 0, 0 | 3 | 6, 2) => raz_wi(write),
-        // DBGCLAIMSET_EL1, DBGCLAIMCLR_EL1.
-        (0, 7, 8 | 9, 6) => raz_wi(write),
-        // DBGDTR_EL0, DBGDTRRX_EL0 and DBGDTRTX_EL0.
-        (3, 0, 4 | 5, 0) => raz_wi(write),
-        // MDRAR_EL1, DBGAUTHSTATUS_EL1, MDCCSR_EL0.
-        (0, 1, 0, 0) | (0, 7, 14, 6) | (3, 0, 1, 0) if write.is_none() => SysRegOutcome::Read(0),
-        _ => SysRegOutcome::Undefined,
-    }
-}
-
-fn monitor_control(write: Option<u64>, regs: &mut VcpuSysRegs) -> SysRegOutcome {
-    match write {
-        None => SysRegOutcome::Read(regs.mdscr),
-        Some(value) => {
-            regs.mdscr = value & mdscr::ALLOWED;
-            SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, regs.mdscr_el1())
-        }
-    }
-}
-
-/// OSLAR_EL1, write-only: bit 0 is OSLK.
-fn os_lock_access(write: Option<u64>, regs: &mut VcpuSysRegs) -> SysRegOutcome {
-    match write {
-        None => SysRegOutcome::Undefined,
-        Some(value) => {
-            regs.os_locked = value & 1 != 0;
-            SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, regs.mdscr_el1())
-        }
-    }
-}
-
-/// OSLSR_EL1, read-only: OSLM 0b10 (bits 3 and 0) says that there is a lock, OSLK is bit 1.
-fn os_lock_status(write: Option<u64>, regs: &VcpuSysRegs) -> SysRegOutcome {
-    const OSLM: u64 = 1 << 3;
-    match write {
-        Some(_) => SysRegOutcome::Undefined,
-        None => SysRegOutcome::Read(OSLM | u64::from(regs.os_locked) << 1),
-    }
-}
-
-fn raz_wi(write: Option<u64>) -> SysRegOutcome {
+pub(super) fn raz_wi(write: Option<u64>) -> SysRegOutcome {
     match write {
         None => SysRegOutcome::Read(0),
         Some(_) => SysRegOutcome::WriteIgnored,

@@ -15,6 +15,7 @@ use hypervisor::devices::vgic::ListRegisters;
 use hypervisor::exit::{Env, MappedPage, Next, handle};
 use hypervisor::layout::{Layout, Loaded};
 use hypervisor::report::VmInfo;
+use hypervisor::traps::debug::DebugRegs;
 use hypervisor::traps::esr::{Esr, Exit, Syndrome};
 use hypervisor::traps::id_regs::{IdReg, IdRegs};
 use hypervisor::traps::inject::{Injected, Origin};
@@ -157,6 +158,12 @@ pub struct FakeCpu {
     pub injected: Vec<Injected>,
     pub mdscr: Option<u64>,
     pub cpacr: Option<u64>,
+    /// Breakpoints and watchpoints as written last, and how many breakpoints the guest sees.
+    pub comparators: Option<(DebugRegs, usize)>,
+    /// Functions that firmware was asked for.
+    pub worked_around: Vec<u32>,
+    /// Random numbers that are left.
+    pub entropy: Vec<u64>,
     /// What the guest wrote to ICH_VMCR_EL2, by its CPU interface.
     pub vmcr: Option<u64>,
     /// Frames written as code or data and not cleaned.
@@ -174,6 +181,9 @@ impl FakeCpu {
             injected: Vec::new(),
             mdscr: None,
             cpacr: None,
+            comparators: None,
+            worked_around: Vec::new(),
+            entropy: Vec::new(),
             vmcr: None,
             dirty: BTreeSet::new(),
             stale_instructions: BTreeSet::new(),
@@ -271,8 +281,17 @@ impl Cpu for FakeCpu {
     fn write_mdscr(&mut self, value: u64) {
         self.mdscr = Some(value);
     }
+    fn write_comparators(&mut self, debug: &DebugRegs, shown: usize) {
+        self.comparators = Some((*debug, shown));
+    }
     fn write_cpacr(&mut self, value: u64) {
         self.cpacr = Some(value);
+    }
+    fn work_around(&mut self, function: u32) {
+        self.worked_around.push(function);
+    }
+    fn random(&mut self) -> Option<u64> {
+        self.entropy.pop()
     }
     fn store_list_registers(&mut self, lrs: &mut ListRegisters) {
         lrs.vmcr = self.vmcr.unwrap_or(lrs.vmcr);
@@ -371,6 +390,8 @@ impl Rig {
         rig.start(config("a", 8 * MIB, 2));
         rig.start(config("b", 8 * MIB, 1));
         rig.vms[0].vcpus[1].power_on(BASE, 0);
+        rig.enter(0);
+        rig.enter(1);
         // As after the first sync, which each entry begins with.
         hypervisor::exit::sync_interrupts(&mut rig.vms[0], 0, &mut rig.cpu);
         for index in 0..2 {
@@ -400,6 +421,11 @@ impl Rig {
         self.vms.push(vm);
         self.check();
         Ok(())
+    }
+
+    /// A CPU has taken the vCPU and entered it.
+    pub fn enter(&mut self, vcpu: usize) {
+        self.vcpu(vcpu).fresh = false;
     }
 
     pub fn vcpu(&mut self, vcpu: usize) -> &mut Vcpu {

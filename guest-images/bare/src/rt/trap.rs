@@ -31,11 +31,16 @@ pub const UNDEFINED: u64 = 0x00;
 /// A PC that is not a multiple of 4.
 pub const PC_ALIGNMENT: u64 = 0x22;
 
+/// A software step from the same exception level.
+pub const STEP: u64 = 0x33;
+
 /// Fault status: a tag check that failed.
 pub const TAG_CHECK: u64 = 0x11;
 /// Fault status: external abort, not on a translation table walk.
 pub const EXTERNAL: u64 = 0x10;
 
+/// PSTATE.D: debug exceptions are masked.
+const D: u64 = 1 << 9;
 const IRQ: u64 = 5;
 const SYNC: u64 = 4;
 
@@ -101,6 +106,7 @@ static ARMED: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static ESR: AtomicU64 = AtomicU64::new(0);
 static FAR: AtomicU64 = AtomicU64::new(0);
+static ELR: AtomicU64 = AtomicU64::new(0);
 static IRQS: AtomicU64 = AtomicU64::new(0);
 static LAST_IRQ: AtomicU64 = AtomicU64::new(0);
 
@@ -122,6 +128,11 @@ pub fn attempt(attempt: impl FnOnce() -> u64) -> Outcome {
     }
 }
 
+/// Where the first exception of the last attempt was taken.
+pub fn place() -> u64 {
+    ELR.load(Relaxed)
+}
+
 /// How many interrupts were taken, and the INTID of the last.
 pub fn interrupts() -> (u64, u64) {
     (IRQS.load(Relaxed), LAST_IRQ.load(Relaxed))
@@ -137,18 +148,23 @@ extern "C" fn bare_exception(frame: &mut Frame) {
     }
 }
 
-/// Records the exception and goes on behind the instruction.
+/// Records the exception and goes on behind the instruction. A step is the last one: debug exceptions are masked.
 fn skip(frame: &mut Frame) {
     let count = COUNT.load(Relaxed);
     if count == 0 {
         ESR.store(frame.esr, Relaxed);
         FAR.store(frame.far, Relaxed);
+        ELR.store(frame.elr, Relaxed);
     }
     if count > 10_000 {
         die(frame);
     }
     COUNT.store(count + 1, Relaxed);
     let class = frame.esr >> 26 & 0x3f;
+    if class == STEP {
+        frame.spsr |= D;
+        return;
+    }
     frame.elr = if class == FETCH_ABORT || class == PC_ALIGNMENT {
         frame.x[30]
     } else {

@@ -29,8 +29,16 @@ fn vm() -> Vm {
     Vm(vec![VcpuPower::On, VcpuPower::Off, VcpuPower::OnPending])
 }
 
+/// Hardware with random numbers, whose firmware has one workaround that is needed, one in effect, one that is not needed.
+fn hw() -> IdRegs {
+    let mut hw = IdRegs::ZERO;
+    hw.set(IdReg::ISAR0, 1 << 60);
+    hw.workarounds = [Need::Required, Need::Required, Need::NotRequired];
+    hw
+}
+
 fn call(x: [u64; 4]) -> Outcome {
-    answer(&vm(), x)
+    answer(&vm(), &hw(), x)
 }
 
 #[test]
@@ -70,14 +78,13 @@ fn unknown_functions_are_minus_one() {
         0x8400_0013,
         0x8400_0014,
         0x8400_001f,
-        0x8400_0050,
-        0x8400_0051,
-        0x8400_0052,
-        0xc400_0053, // TRNG
+        0xc400_0050,
+        0xc400_0051,
+        0xc400_0052,
+        0x8400_0054, // TRNG: no SMC64 form, no such function
         0x8000_0002,
-        0x8000_8000,
-        0x8000_7fff,
-        0x8000_3fff, // SoC id, workarounds
+        0xc000_8000,
+        0x8000_0004, // SoC id, no SMC64 form of a workaround, no such workaround
         0xc500_0020,
         0xc500_0021, // stolen time
         0x8600_0000,
@@ -87,7 +94,7 @@ fn unknown_functions_are_minus_one() {
         0x95c1_ba5e,
         0,
         0xffff_ffff,
-        0x8401_0000, // SVE hint bit, from SMCCC 1.3 on
+        0x8402_0000, // a reserved bit
     ];
     for id in unknown {
         assert_eq!(
@@ -121,6 +128,8 @@ fn features_are_those_there_are() {
         assert_eq!(call([0x8400_000a, id, 0, 0]), Outcome::Return(0), "{id:#x}");
     }
     for id in [
+        0x8400_0050,
+        0x8000_8000,
         0xc400_0000,
         0xc400_0008,
         0x8400_0005,
@@ -139,7 +148,10 @@ fn features_are_those_there_are() {
     for (id, answer) in [
         (0x8000_0000, 0),
         (0x8000_0001, 0),
-        (0x8000_8000, -1),
+        (0x8000_8000, 0),
+        (0x8000_7fff, 1),
+        (0x8000_3fff, 1),
+        (0x8000_0004, -1),
         (0x8400_0000, -1),
         (0x8000_0002, -1),
     ] {
@@ -206,11 +218,14 @@ fn cpu_on_has_an_error_for_each_mistake() {
 fn the_second_of_two_that_start_one_vcpu_is_told_so() {
     let mut vm = vm();
     let on = [CPU_ON_64, 1, ENTRY, 0];
-    assert!(matches!(answer(&vm, on), Outcome::CpuOn { target: 1, .. }));
+    assert!(matches!(
+        answer(&vm, &hw(), on),
+        Outcome::CpuOn { target: 1, .. }
+    ));
     vm.0[1] = VcpuPower::OnPending;
-    assert_eq!(answer(&vm, on), Outcome::Return(ON_PENDING));
+    assert_eq!(answer(&vm, &hw(), on), Outcome::Return(ON_PENDING));
     vm.0[1] = VcpuPower::On;
-    assert_eq!(answer(&vm, on), Outcome::Return(ALREADY_ON));
+    assert_eq!(answer(&vm, &hw(), on), Outcome::Return(ALREADY_ON));
 }
 
 #[test]
@@ -240,9 +255,15 @@ fn affinity_info_tells_the_power_state() {
         );
     }
     let vm = Vm(vec![VcpuPower::Off, VcpuPower::OnPending, VcpuPower::Off]);
-    assert_eq!(answer(&vm, [AFFINITY_INFO_64, 0, 1, 0]), Outcome::Return(2));
+    assert_eq!(
+        answer(&vm, &hw(), [AFFINITY_INFO_64, 0, 1, 0]),
+        Outcome::Return(2)
+    );
     let vm = Vm(vec![VcpuPower::Off; 2]);
-    assert_eq!(answer(&vm, [AFFINITY_INFO_64, 0, 1, 0]), Outcome::Return(1));
+    assert_eq!(
+        answer(&vm, &hw(), [AFFINITY_INFO_64, 0, 1, 0]),
+        Outcome::Return(1)
+    );
 }
 
 #[test]
@@ -277,6 +298,89 @@ fn only_the_architectural_reset_is_there() {
 }
 
 #[test]
+fn the_sve_hint_is_no_part_of_the_function() {
+    assert_eq!(call([0x8401_0000, 0, 0, 0]), Outcome::Return(0x1_0001));
+    assert_eq!(
+        call([CPU_ON_64 | 1 << 16, 0, ENTRY, 0]),
+        Outcome::Return(ALREADY_ON)
+    );
+}
+
+#[test]
+fn a_workaround_is_firmware_s_where_it_is_needed_and_nothing_where_it_is_not() {
+    assert_eq!(call([0x8000_8000, 0, 0, 0]), Outcome::Firmware(0x8000_8000));
+    assert_eq!(call([0x8000_7fff, 0, 0, 0]), Outcome::Return(SUCCESS));
+    assert_eq!(call([0x8000_3fff, 0, 0, 0]), Outcome::Return(SUCCESS));
+    let silent = IdRegs::ZERO;
+    for id in [0x8000_8000, 0x8000_7fff, 0x8000_3fff] {
+        let outcome = Outcome::Return(NOT_SUPPORTED);
+        assert_eq!(answer(&vm(), &silent, [id, 0, 0, 0]), outcome);
+        assert_eq!(answer(&vm(), &silent, [0x8000_0001, id, 0, 0]), outcome);
+    }
+}
+
+#[test]
+fn random_numbers_are_there_with_the_hardware_s() {
+    assert_eq!(call([0x8400_0050, 0, 0, 0]), Outcome::Return(0x1_0000));
+    for id in [
+        0x8400_0050,
+        0x8400_0051,
+        0x8400_0052,
+        0x8400_0053,
+        0xc400_0053,
+    ] {
+        assert_eq!(call([0x8400_0051, id, 0, 0]), Outcome::Return(0), "{id:#x}");
+    }
+    for id in [0xc400_0050, 0x8400_0054, 0x8400_0000] {
+        assert_eq!(
+            call([0x8400_0051, id, 0, 0]),
+            Outcome::Return(-1),
+            "{id:#x}"
+        );
+    }
+    for id in [
+        0x8400_0050,
+        0x8400_0051,
+        0x8400_0052,
+        0x8400_0053,
+        0xc400_0053,
+    ] {
+        let outcome = answer(&vm(), &IdRegs::ZERO, [id, 1, 0, 0]);
+        assert_eq!(outcome, Outcome::Return(NOT_SUPPORTED), "{id:#x}");
+    }
+}
+
+#[test]
+fn random_numbers_are_given_up_to_three_registers_of_the_caller_s_width() {
+    for (id, wide, most) in [(0x8400_0053, false, 96), (0xc400_0053, true, 192)] {
+        for bits in [1, 31, 32, 33, 64, most] {
+            let outcome = Outcome::Random { bits, wide };
+            assert_eq!(call([id, bits, 0, 0]), outcome, "{bits}");
+        }
+        for bits in [0, most + 1, u64::from(u32::MAX)] {
+            let outcome = Outcome::Return(INVALID_PARAMETERS);
+            assert_eq!(call([id, bits, 0, 0]), outcome, "{bits}");
+        }
+    }
+    // All that was asked for and nothing else, the lowest bits in x3.
+    let ones = || Some(u64::MAX);
+    for (bits, wide, x) in [
+        (1, true, [0, 0, 0, 1]),
+        (64, true, [0, 0, 0, u64::MAX]),
+        (65, true, [0, 0, 1, u64::MAX]),
+        (192, true, [0, u64::MAX, u64::MAX, u64::MAX]),
+        (32, false, [0, 0, 0, 0xffff_ffff]),
+        (40, false, [0, 0, 0xff, 0xffff_ffff]),
+        (96, false, [0, 0xffff_ffff, 0xffff_ffff, 0xffff_ffff]),
+    ] {
+        assert_eq!(random(bits, wide, ones), x, "{bits}");
+    }
+    let mut once = [None, Some(7)].into_iter();
+    let dry = random(128, true, || once.next_back().flatten());
+    assert_eq!(dry, [NO_ENTROPY as u64, 0, 0, 0], "no half of an answer");
+}
+
+#[test]
 fn the_hypervisor_can_be_told_by_its_uuid() {
     let Outcome::ReturnFour(words) = call([0x8600_ff01, 0, 0, 0]) else {
         panic!("four words");
@@ -296,10 +400,10 @@ proptest! {
     /// Any call has an answer, and starts nothing but what is off, in RAM.
     #[test]
     fn any_call_is_answered(
-        id in prop_oneof![any::<u64>(), (0..0x20_u64).prop_map(|n| 0x8400_0000 | n), (0..0x20_u64).prop_map(|n| 0xc400_0000 | n)],
+        id in prop_oneof![any::<u64>(), (0..0x60_u64).prop_map(|n| 0x8400_0000 | n), (0..0x20_u64).prop_map(|n| 0xc400_0000 | n)],
         a in prop_oneof![any::<u64>(), 0..5_u64], b: u64, c: u64,
     ) {
-        match answer(&vm(), [id, a, b, c]) {
+        match answer(&vm(), &hw(), [id, a, b, c]) {
             Outcome::CpuOn { target, entry, .. } => prop_assert!(target == 1 && RAM.contains(&entry) && entry & 3 == 0),
             Outcome::Return(value) => prop_assert!(value >= INVALID_ADDRESS),
             _ => {}

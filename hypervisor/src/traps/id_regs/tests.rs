@@ -16,7 +16,7 @@ fn all_ids() -> impl Iterator<Item = IdReg> {
 const VISIBLE: &[(IdReg, u64)] = &[
     (IdReg::PFR0, 0x1101_0000_01ff_0011),
     (IdReg::PFR1, 0x0000_0f00_0000_0331),
-    (IdReg::DFR0, 0x0000_00f0_0010_1006),
+    (IdReg::DFR0, 0x0000_00f0_7030_7006),
     (IdReg::ISAR0, 0x1331_1111_1031_3130),
     (IdReg::ISAR1, 0x0111_3111_1131_1773),
     (IdReg::ISAR2, 0x1131_0000_1110_7113),
@@ -39,7 +39,7 @@ fn a_guest_on_qemu_max_sees_what_works_and_nothing_else() {
     let expected = [
         (IdReg::PFR0, 0x1101_0000_0111_0011),
         (IdReg::PFR1, 0x0000_0000_0000_0321),
-        (IdReg::DFR0, 0x0000_00f0_0010_1006),
+        (IdReg::DFR0, 0x0000_00f0_1030_5006),
         (IdReg::ISAR0, 0x1221_1111_1031_2120),
         (IdReg::ISAR1, 0x0111_2111_1021_1502),
         (IdReg::ISAR2, 0x1120_0000_0010_0012),
@@ -57,7 +57,7 @@ fn a_guest_on_neoverse_n2_sees_what_works_and_nothing_else() {
     let expected = [
         (IdReg::PFR0, 0x1101_0000_0111_0011),
         (IdReg::PFR1, 0x0000_0000_0000_0221),
-        (IdReg::DFR0, 0x0000_00f0_0010_1006),
+        (IdReg::DFR0, 0x0000_00f0_1030_5006),
         (IdReg::ISAR0, 0x1221_1111_1021_2120),
         (IdReg::ISAR1, 0x0011_1111_1021_1502),
         (IdReg::MMFR0, 0x0000_0111_0010_0121),
@@ -180,6 +180,34 @@ fn the_revision_is_kept_only_if_the_cpus_agree() {
     };
     assert_eq!(revised(5).weakest(&revised(5)).revidr, 5);
     assert_eq!(revised(5).weakest(&revised(6)).revidr, 0);
+}
+
+#[test]
+fn a_workaround_that_one_cpu_needs_is_needed_and_what_one_does_not_know_is_not_promised() {
+    use Need::{NotRequired, Required, Unknown};
+    let of = |need| IdRegs {
+        workarounds: [need; 3],
+        ..IdRegs::ZERO
+    };
+    for (one, other, both) in [
+        (Unknown, Unknown, Unknown),
+        (Unknown, NotRequired, Unknown),
+        (Unknown, Required, Required),
+        (NotRequired, NotRequired, NotRequired),
+        (NotRequired, Required, Required),
+        (Required, Required, Required),
+    ] {
+        assert_eq!(of(one).weakest(&of(other)).workarounds, [both; 3]);
+        assert_eq!(of(other).weakest(&of(one)).workarounds, [both; 3]);
+        assert_eq!(Need::of(both.answer()), both);
+    }
+    assert_eq!(Need::of(-2), Unknown);
+    let told = Workaround::ALL.map(|workaround| of(Required).workaround(workaround));
+    assert_eq!(
+        told,
+        [Required, NotRequired, Required],
+        "the state of loads is safe"
+    );
 }
 
 fn any_hardware() -> impl Strategy<Value = IdRegs> {

@@ -119,6 +119,11 @@ fn odd(checks: &mut Checks) {
         (0x1_0000..0x2_0000).contains(&version),
         version,
     );
+    checks.equal(
+        "PSCI_VERSION with the SVE hint",
+        hvc(psci::VERSION | 1 << 16, [0; 3]),
+        version,
+    );
     let smccc = hvc(psci::SMCCC_VERSION, [0; 3]);
     checks.check(
         "SMCCC is 1.1 or later",
@@ -210,6 +215,48 @@ fn power(checks: &mut Checks) {
     );
 }
 
+/// TRNG_RND64: status, and the registers with random bits, highest first.
+fn random(bits: u64) -> [u64; 4] {
+    let (mut x0, mut x1, x2, x3) = (0xc400_0053_u64, bits, 0_u64, 0_u64);
+    let (got2, got3);
+    // SAFETY: as for `hvc`.
+    unsafe {
+        asm!("hvc #0", inout("x0") x0, inout("x1") x1, inout("x2") x2 => got2, inout("x3") x3 => got3,
+            clobber_abi("C"), options(nostack));
+    }
+    [x0, x1, got2, got3]
+}
+
+/// Random numbers (DEN 0098), if there are any.
+fn entropy(checks: &mut Checks) {
+    const TRNG_VERSION: u64 = 0x8400_0050;
+    let rndr = read_sys!("ID_AA64ISAR0_EL1") >> 60 != 0;
+    let version = hvc(TRNG_VERSION, [0; 3]);
+    let want = if rndr { 0x1_0000 } else { psci::NOT_SUPPORTED };
+    checks.equal("TRNG is there with FEAT_RNG", version, want);
+    if !rndr {
+        return;
+    }
+    let [status, high, middle, low] = random(192);
+    checks.equal("192 random bits", status, 0);
+    let differ = high != middle && middle != low && low != high && low != 0;
+    checks.check("are no constant", differ, low);
+    let [status, high, middle, low] = random(5);
+    checks.check(
+        "5 random bits",
+        status == 0 && (high, middle) == (0, 0) && low < 32,
+        low,
+    );
+    for bits in [0, 193, u64::MAX] {
+        let [status, ..] = random(bits);
+        checks.equal(
+            "a wrong number of random bits",
+            status,
+            psci::INVALID_PARAMETERS,
+        );
+    }
+}
+
 /// Many bad calls in a row: a hypervisor that prints each one floods its log.
 fn flood(checks: &mut Checks) {
     let wrong = (0..2000)
@@ -231,6 +278,9 @@ pub fn run(checks: &mut Checks) {
     odd(checks);
     features(checks);
     power(checks);
+    if !checks.bare {
+        entropy(checks);
+    }
     flood(checks);
     let breakpoint = trap::attempt(|| {
         execute!("brk #7");

@@ -13,6 +13,8 @@ mod calls;
 #[cfg(target_os = "none")]
 mod checks;
 #[cfg(target_os = "none")]
+mod debug;
+#[cfg(target_os = "none")]
 mod devices;
 #[cfg(target_os = "none")]
 mod interrupts;
@@ -31,7 +33,7 @@ mod guest {
     use bare_guests::{args, say, write_sys};
 
     use super::checks::Checks;
-    use super::{calls, devices, interrupts, memory, registers, state, tags};
+    use super::{calls, debug, devices, interrupts, memory, registers, state, tags};
 
     bare_guests::entry!(main);
 
@@ -49,6 +51,7 @@ mod guest {
         devices::run(&mut checks);
         tags::run(&mut checks, boot.memory());
         state::run(&mut checks);
+        debug::run(&mut checks);
         interrupts::run(&mut checks);
         devices::fuzz(&mut checks, args::number(boot.bootargs(), "seed", 1));
         say!("HOSTILE passed={} failed={}", checks.passed, checks.failed);
