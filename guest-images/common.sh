@@ -59,5 +59,5 @@ compile() {
 # pack MANIFEST IMAGE
 pack() {
     cargo run --quiet --package mkinitramfs -- "$1" "$2" \
-        --root "src=$PWD" --root "guests=$cache/guests" --root "out=$out"
+        --root "src=$PWD" --root "guests=$cache/guests" --root "stress=$cache/stress" --root "out=$out"
 }

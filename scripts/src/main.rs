@@ -27,7 +27,7 @@ enum Task {
     /// Bring what a build and a run need and the machine lacks
     #[command(display_name = "tagvisor", override_usage = "scripts/setup [PARTS]...")]
     Setup {
-        /// Bring only these parts
+        /// Bring only these parts (all but kernels)
         parts: Vec<Part>,
     },
     /// Boot guests under tagvisor in QEMU; without options, the demo
@@ -67,7 +67,14 @@ fn main() -> ExitCode {
 
 fn set_up(parts: &[Part]) -> anyhow::Result<()> {
     let cache = Cache::of_user()?;
-    setup::ensure(&cache, if parts.is_empty() { &Part::ALL } else { parts })?;
+    setup::ensure(
+        &cache,
+        if parts.is_empty() {
+            &Part::USUAL
+        } else {
+            parts
+        },
+    )?;
     println!("{}", setup::describe(&cache)?);
     Ok(())
 }

@@ -80,6 +80,18 @@ impl Cache {
         self.root.join("guests")
     }
 
+    /// Returns the folder of the other kernels that guests run on.
+    #[must_use]
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
+    }
+
+    /// Returns the folder of stress-ng and its libraries.
+    #[must_use]
+    pub fn stress(&self) -> PathBuf {
+        self.root.join("stress")
+    }
+
     /// Returns the folder of the cross compiler for the guests' programs.
     #[must_use]
     pub fn cross(&self) -> PathBuf {

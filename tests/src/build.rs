@@ -95,7 +95,21 @@ pub fn linux() -> Result<PathBuf> {
     is_there(Cache::of_user()?.guests().join("Image"))
 }
 
-/// Builds the initramfs `name`, `demo` or `kselftest-mte`, and returns it.
+/// Returns another of set-up's Linux kernels: `stable-16k`, `newest-4k` or `newest-16k`.
+///
+/// # Errors
+/// Set-up has not brought it.
+pub fn other_linux(name: &str) -> Result<PathBuf> {
+    let file = Cache::of_user()?.kernels().join(name);
+    ensure!(
+        file.is_file(),
+        "{} is missing: run scripts/setup kernels",
+        file.display()
+    );
+    Ok(file)
+}
+
+/// Builds the initramfs `name`, `demo`, `stress` or `kselftest-mte`, and returns it.
 ///
 /// # Errors
 /// The build fails.

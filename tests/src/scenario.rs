@@ -11,7 +11,7 @@ use tagvisor_tool::bundle::{self, Policy};
 use tagvisor_tool::paths::repository;
 use tagvisor_tool::size::parse_size;
 
-use crate::build::{flat, initramfs, linux};
+use crate::build::{flat, initramfs, linux, other_linux};
 use crate::process::{Finished, Folder, run_within};
 use crate::terminal::Terminal;
 
@@ -85,6 +85,15 @@ impl Guest {
             cmdline: self.cmdline.clone(),
             seed: String::new(),
         })
+    }
+
+    /// Runs another of set-up's Linux kernels: `stable-16k`, `newest-4k` or `newest-16k`.
+    ///
+    /// # Errors
+    /// Set-up has not brought it.
+    pub fn kernel(mut self, name: &str) -> Result<Self> {
+        self.kernel = other_linux(name)?;
+        Ok(self)
     }
 
     /// Names it.

@@ -105,6 +105,47 @@ fn two_linux_vms_of_several_vcpus_run_at_once() {
     assert_eq!(run.figure("/vms/1/reserved_bytes"), 0);
 }
 
+/// The demo on `kernel` with 1 to 8 vCPUs: its tags work, and storage is reserved exactly for the pages that it tags: its own
+/// and the kernel's zero page of `zero` times 4 KiB.
+fn assert_runs(kernel: &str, zero: u64) {
+    for vcpus in [1, 2, 4, 8] {
+        let guest = Guest::linux("demo").unwrap().vcpus(vcpus);
+        let run = Scenario::of(guest.kernel(kernel).unwrap())
+            .with(&["--cpus", "2", "--icount"])
+            .within(600)
+            .run()
+            .unwrap();
+        assert_good(&run);
+        assert_demo(&run, "linux", "mte mte3");
+        assert_eq!(cpus(&run, "linux"), format!("{vcpus} CPU"));
+        let version = run.guest_line("linux", "demo guest:");
+        assert_eq!(version.contains("-16k,"), zero == 4, "{version}");
+        let tagged = run.figure("/vms/0/pages/tagged");
+        assert_eq!(tagged, 4096 + zero, "{}", run.transcript());
+        assert_eq!(
+            run.figure("/reserved_bytes"),
+            tagged.div_ceil(32) * 4096,
+            "{}",
+            run.transcript()
+        );
+    }
+}
+
+#[test]
+fn the_stable_kernel_runs_with_pages_of_16_kib() {
+    assert_runs("stable-16k", 4);
+}
+
+#[test]
+fn the_newest_kernel_runs_with_pages_of_4_kib() {
+    assert_runs("newest-4k", 1);
+}
+
+#[test]
+fn the_newest_kernel_runs_with_pages_of_16_kib() {
+    assert_runs("newest-16k", 4);
+}
+
 /// Runs the kernel's own MTE tests, or those that `choice` on the command line names; the line that counts them.
 fn kselftest(policy: &str, choice: &str) -> String {
     let guest = Guest::linux("kselftest-mte").unwrap().and_cmdline(choice);

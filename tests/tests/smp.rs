@@ -178,9 +178,9 @@ fn a_run_on_two_cpus_in_counted_time_repeats_to_the_digit() {
 }
 
 #[test]
-fn linux_with_four_vcpus_runs_on_two_cpus() {
-    let guest = Guest::linux("demo").unwrap().vcpus(4);
-    let run = run(&on("2", Scenario::of(guest)));
+fn linux_with_eight_vcpus_runs_on_two_cpus() {
+    let guest = Guest::linux("demo").unwrap().vcpus(8);
+    let run = run(&on("2", Scenario::of(guest)).with(&["--icount"]));
     assert_eq!(
         run.guest_line("linux", "GUEST-RESULT"),
         "GUEST-RESULT ok",
@@ -188,7 +188,7 @@ fn linux_with_four_vcpus_runs_on_two_cpus() {
         run.transcript()
     );
     let line = run.guest_line("linux", "demo guest:");
-    assert!(line.contains(", 4 CPU"), "{}", run.transcript());
+    assert!(line.contains(", 8 CPU"), "{}", run.transcript());
 }
 
 /// Runs two guests on two CPUs under a tagvisor whose instructions at `symbol` are `code`.

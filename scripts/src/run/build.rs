@@ -154,7 +154,7 @@ fn cargo_once(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Ended> {
     })
 }
 
-/// Builds the initramfs of the demo and returns it.
+/// Builds the initramfs `name` and returns it.
 ///
 /// # Errors
 /// The script fails.

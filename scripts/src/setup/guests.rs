@@ -58,7 +58,8 @@ pub fn install(cache: &Cache, work: &Work) -> Result<()> {
     Ok(())
 }
 
-fn named<'a>(files: &'a [PathBuf], name: &str) -> Result<&'a PathBuf> {
+/// The file of the package whose name begins with `name`.
+pub(super) fn named<'a>(files: &'a [PathBuf], name: &str) -> Result<&'a PathBuf> {
     let is_named = |file: &&PathBuf| {
         file.file_name()
             .is_some_and(|full| full.to_string_lossy().starts_with(name))
@@ -84,7 +85,8 @@ fn busybox_in(parts: &Path) -> Result<PathBuf> {
         .context("the package busybox-static holds no busybox")
 }
 
-fn check_image(image: &Path) -> Result<()> {
+/// Checks that a file is a kernel as tagvisor takes them.
+pub(super) fn check_image(image: &Path) -> Result<()> {
     let bytes = fs::read(image)?;
     if bytes.get(56..60) != Some(IMAGE_MAGIC) {
         bail!(
@@ -94,7 +96,8 @@ fn check_image(image: &Path) -> Result<()> {
     Ok(())
 }
 
-fn package_of(file: &Path) -> String {
+/// The package in a file, with its version.
+pub(super) fn package_of(file: &Path) -> String {
     file.file_stem()
         .map(|name| name.to_string_lossy().replace("%3a", ":"))
         .unwrap_or_default()

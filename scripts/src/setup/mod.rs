@@ -6,7 +6,9 @@
 pub mod apt;
 mod cross;
 mod guests;
+mod kernels;
 mod qemu;
+mod stress;
 mod target;
 
 use std::cell::OnceCell;
@@ -36,11 +38,30 @@ pub enum Part {
     Guests,
     /// The C compiler for the guests' programs.
     Cross,
+    /// stress-ng for the guest of that name.
+    Stress,
+    /// More of Debian's kernels: pages of 16 KiB, the newest version.
+    Kernels,
 }
 
 impl Part {
     /// All parts, in the order in which they are brought.
-    pub const ALL: [Self; 4] = [Self::Target, Self::Qemu, Self::Guests, Self::Cross];
+    pub const ALL: [Self; 6] = [
+        Self::Target,
+        Self::Qemu,
+        Self::Guests,
+        Self::Cross,
+        Self::Stress,
+        Self::Kernels,
+    ];
+    /// Those that are used every day: all but the kernels, which only long tests run.
+    pub const USUAL: [Self; 5] = [
+        Self::Target,
+        Self::Qemu,
+        Self::Guests,
+        Self::Cross,
+        Self::Stress,
+    ];
 
     fn is_present(self, cache: &Cache) -> Result<bool> {
         match self {
@@ -48,6 +69,8 @@ impl Part {
             Self::Qemu => Ok(qemu::is_present(cache)),
             Self::Guests => Ok(guests::is_present(cache)),
             Self::Cross => Ok(cross::is_present(cache)),
+            Self::Stress => Ok(stress::is_present(cache)),
+            Self::Kernels => Ok(kernels::is_present(cache)),
         }
     }
 
@@ -57,6 +80,8 @@ impl Part {
             Self::Qemu => qemu::install(cache, work),
             Self::Guests => guests::install(cache, work),
             Self::Cross => cross::install(cache, work),
+            Self::Stress => stress::install(cache, work),
+            Self::Kernels => kernels::install(cache, work),
         }
     }
 }
@@ -96,7 +121,8 @@ pub fn ensure(cache: &Cache, parts: &[Part]) -> Result<bool> {
 pub fn describe(cache: &Cache) -> Result<String> {
     let stamp = |dir: PathBuf| read_stamp(&dir).unwrap_or_default().replace('\n', ", ");
     Ok(format!(
-        "bare-metal target: {}\nQEMU: {} ({})\nguests: {} ({})\ncross compiler: {} ({})",
+        "bare-metal target: {}\nQEMU: {} ({})\nguests: {} ({})\ncross compiler: {} ({})\n\
+         stress-ng: {} ({})\nmore kernels: {} ({})",
         target::sysroot()?.display(),
         cache.qemu_program().display(),
         stamp(cache.qemu()),
@@ -104,6 +130,10 @@ pub fn describe(cache: &Cache) -> Result<String> {
         stamp(cache.guests()),
         cache.cross_compiler().display(),
         stamp(cache.cross()),
+        cache.stress().display(),
+        stamp(cache.stress()),
+        cache.kernels().display(),
+        stamp(cache.kernels()),
     ))
 }
 

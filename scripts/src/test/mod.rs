@@ -30,7 +30,8 @@ const LONG_TESTS: &str = "full";
 /// The tests cannot begin: set-up fails or cargo cannot be started.
 pub fn test(full: bool) -> Result<bool> {
     let cache = Cache::of_user()?;
-    setup::ensure(&cache, &Part::ALL)?;
+    let parts = if full { &Part::ALL[..] } else { &Part::USUAL };
+    setup::ensure(&cache, parts)?;
     let long_tests = features_named(LONG_TESTS)?;
     let mut tally = Tally::default();
     let begun = Instant::now();
@@ -70,7 +71,7 @@ pub fn test(full: bool) -> Result<bool> {
             .map(drop)
     });
     check(&mut tally, "guests' file systems build", || {
-        ["demo", "marks"]
+        ["demo", "marks", "stress"]
             .iter()
             .try_for_each(|name| build::guest_image(name, cache.root()).map(drop))
     });
