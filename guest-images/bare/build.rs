@@ -1,12 +1,13 @@
 //! Links the bare-metal programs: each as one flat, complete image.
 
 /// The guests, which run wherever they are loaded: position independent, linked at 0.
-const GUESTS: [&str; 7] = [
+const GUESTS: [&str; 8] = [
     "el1-hello",
     "el1-tags",
     "el1-hostile",
     "el1-neighbour",
     "el1-smp",
+    "el1-share",
     "el1-storage",
     "el1-steps",
 ];

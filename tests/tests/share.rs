@@ -1,0 +1,94 @@
+//! The time of a CPU is shared evenly, and no neighbour can take another's share: counted, so in instructions.
+
+// A helper of tests may fail the test.
+#![allow(clippy::unwrap_used)]
+
+use tagvisor_tests::{Guest, Run, Scenario};
+
+/// A guest of `el1-share`.
+fn guest(name: &str, cmdline: &str) -> Guest {
+    Guest::bare("el1-share")
+        .unwrap()
+        .named(name)
+        .memory("16M")
+        .cmdline(cmdline)
+}
+
+fn counter(name: &str) -> Guest {
+    guest(name, "mode=count")
+}
+
+/// Runs guests that share one CPU to their end.
+fn run(guests: impl IntoIterator<Item = Guest>) -> Run {
+    let scenario = guests.into_iter().fold(Scenario::default(), Scenario::and);
+    let run = scenario.with(&["--icount"]).run().unwrap();
+    assert_eq!(run.finished.code, Some(0), "{}", run.transcript());
+    assert_eq!(run.figure("/invariants/broken"), 0, "{}", run.transcript());
+    run
+}
+
+/// The rounds of each vCPU of `name`.
+fn rounds(run: &Run, name: &str) -> Vec<u64> {
+    let lines = run.guest_lines(name);
+    let shares = lines.iter().filter(|line| line.starts_with("SHARE "));
+    let counts = shares.map(|line| line.split_once("rounds=").unwrap().1);
+    let counts: Vec<u64> = counts.map(|count| count.parse().unwrap()).collect();
+    assert!(!counts.is_empty(), "{name}: {}", run.transcript());
+    counts
+}
+
+/// Each of four gets 25 % of what all got, give or take 2.
+fn assert_quarters(counts: &[u64], run: &Run) {
+    let sum: u64 = counts.iter().sum();
+    assert_eq!(counts.len(), 4);
+    for count in counts {
+        assert!(
+            (23 * sum..=27 * sum).contains(&(100 * count)),
+            "{counts:?} of {sum}: {}",
+            run.transcript()
+        );
+    }
+    // A second of a CPU that executes an instruction a nanosecond: rounds of 2,000 instructions and a few.
+    assert!((450_000..=500_000).contains(&sum), "{counts:?} of {sum}");
+}
+
+#[test]
+fn each_of_four_vms_on_a_cpu_gets_a_quarter_of_it() {
+    let names = ["a", "b", "c", "d"];
+    let run = run(names.map(counter));
+    let counts: Vec<u64> = names.iter().flat_map(|name| rounds(&run, name)).collect();
+    assert_quarters(&counts, &run);
+}
+
+#[test]
+fn each_of_four_vcpus_of_a_vm_on_a_cpu_gets_a_quarter_of_it() {
+    let run = run([guest("four", "mode=count vcpus=4").vcpus(4)]);
+    assert_quarters(&rounds(&run, "four"), &run);
+}
+
+/// A shorter time is enough where two share a CPU.
+const SHORT: &str = "from=50 ms=400 tail=50";
+
+/// What a VM that counts gets beside one that does `cmdline`, of what it gets beside one that counts too, in percent.
+fn percent_beside(cmdline: &str) -> u64 {
+    let beside = |cmdline: &str| {
+        let guests = [("a", "mode=count"), ("b", cmdline)];
+        let run = run(guests.map(|(name, mode)| guest(name, &format!("{mode} {SHORT}"))));
+        rounds(&run, "a")[0]
+    };
+    100 * beside(cmdline) / beside("mode=count")
+}
+
+#[test]
+fn a_storm_of_exits_takes_nothing_from_a_neighbour() {
+    for cmdline in ["mode=hvc", "mode=mmio"] {
+        let percent = percent_beside(cmdline);
+        assert!((95..=105).contains(&percent), "{cmdline}: {percent} %");
+    }
+}
+
+#[test]
+fn a_vm_that_sleeps_leaves_the_cpu_to_its_neighbour() {
+    let percent = percent_beside("mode=doze us=1000");
+    assert!((190..=205).contains(&percent), "{percent} %");
+}
