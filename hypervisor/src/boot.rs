@@ -15,6 +15,7 @@ use platform::mmio::Mmio;
 use platform::pl011::Pl011;
 use platform::smccc::Firmware;
 use platform::{Machine, fdt};
+use stage2::addr::PhysAddr;
 use stage2::guest::Policy;
 use stage2::host::Layout as HostLayout;
 use stage2::memory::Memory;
@@ -293,7 +294,8 @@ fn open_bundle(machine: &Machine, layout: &Layout) -> Result<Bundle<'static>, Fa
             initrd.start, initrd.end
         )));
     }
-    Ok(Bundle::parse(arch::loaded_bytes(&initrd))?)
+    let base = PhysAddr::new(initrd.start);
+    Ok(Bundle::parse(arch::loaded_bytes(&initrd), base)?)
 }
 
 fn choose_policy(choice: PolicyChoice, support: &TagSupport) -> Result<Policy, Fatal> {

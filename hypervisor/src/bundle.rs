@@ -4,6 +4,9 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use stage2::addr::{Ipa, PhysAddr};
+use stage2::guest::Image;
+
 const HEADER_BYTES: usize = 110;
 const MAGIC: &[u8] = b"070701";
 const TRAILER: &str = "TRAILER!!!";
@@ -83,6 +86,20 @@ pub struct File<'a> {
     pub name: &'a str,
     /// Its content.
     pub data: &'a [u8],
+    /// Where in memory that is.
+    pub at: PhysAddr,
+}
+
+impl File<'_> {
+    /// Returns it as what a VM finds in its RAM from `ipa` on.
+    #[must_use]
+    pub const fn image_at(&self, ipa: u64) -> Image {
+        Image {
+            ipa: Ipa::new(ipa),
+            source: self.at,
+            bytes: self.data.len() as u64,
+        }
+    }
 }
 
 /// A checked bundle.
@@ -92,16 +109,16 @@ pub struct Bundle<'a> {
 }
 
 impl<'a> Bundle<'a> {
-    /// Checks all headers of `archive`.
+    /// Checks all headers of `archive`, which begins at `base` in memory.
     ///
     /// # Errors
     ///
     /// The first thing that is wrong, in archive order.
-    pub fn parse(archive: &'a [u8]) -> Result<Self, BundleError> {
+    pub fn parse(archive: &'a [u8], base: PhysAddr) -> Result<Self, BundleError> {
         let mut files: Vec<File<'a>> = Vec::new();
         let mut at = 0;
         loop {
-            let (file, next) = read_file(archive, at)?;
+            let (file, next) = read_file(archive, base, at)?;
             if file.name == TRAILER {
                 break;
             }
@@ -120,13 +137,10 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Returns the content of the file `name`.
+    /// Returns the file `name`.
     #[must_use]
-    pub fn file(&self, name: &str) -> Option<&'a [u8]> {
-        self.files
-            .iter()
-            .find(|file| file.name == name)
-            .map(|file| file.data)
+    pub fn file(&self, name: &str) -> Option<File<'a>> {
+        self.files.iter().find(|file| file.name == name).copied()
     }
 
     /// Returns the configuration's bytes.
@@ -137,7 +151,7 @@ impl<'a> Bundle<'a> {
 }
 
 /// Reads the file whose header is at `at`; returns it and where the next header is.
-fn read_file(archive: &[u8], at: usize) -> Result<(File<'_>, usize), BundleError> {
+fn read_file(archive: &[u8], base: PhysAddr, at: usize) -> Result<(File<'_>, usize), BundleError> {
     let truncated = BundleError::Truncated { at };
     let header = slice(archive, at, HEADER_BYTES).ok_or(truncated.clone())?;
     if !header.starts_with(MAGIC) {
@@ -155,7 +169,8 @@ fn read_file(archive: &[u8], at: usize) -> Result<(File<'_>, usize), BundleError
     let data_at = align4(name_at + name_bytes).ok_or(truncated.clone())?;
     let data = slice(archive, data_at, file_bytes).ok_or(truncated.clone())?;
     let next = align4(data_at + file_bytes).ok_or(truncated)?;
-    Ok((File { name, data }, next))
+    let at = PhysAddr::new(base.get() + data_at as u64);
+    Ok((File { name, data, at }, next))
 }
 
 fn slice(bytes: &[u8], at: usize, length: usize) -> Option<&[u8]> {
@@ -213,13 +228,22 @@ mod tests {
         out
     }
 
+    const BASE: u64 = 0x4800_0000;
+
+    fn parse(bytes: &[u8]) -> Result<Bundle<'_>, BundleError> {
+        Bundle::parse(bytes, PhysAddr::new(BASE))
+    }
+
     #[test]
     fn files_are_found_by_name() {
         let bytes = archive(&[(CONFIG_NAME, b"tagvisor 1\n"), ("image-0", b"kernel")]);
-        let bundle = Bundle::parse(&bytes).unwrap();
+        let bundle = parse(&bytes).unwrap();
         assert_eq!(bundle.config(), b"tagvisor 1\n");
-        assert_eq!(bundle.file("image-0"), Some(&b"kernel"[..]));
-        assert_eq!(bundle.file("image-1"), None);
+        let file = bundle.file("image-0").unwrap();
+        assert_eq!(file.data, b"kernel");
+        let offset = bytes.windows(6).position(|part| part == b"kernel").unwrap();
+        assert_eq!(file.at.get(), BASE + offset as u64);
+        assert!(bundle.file("image-1").is_none());
     }
 
     #[test]
@@ -244,7 +268,7 @@ mod tests {
             (&no_config, BundleError::NoConfig),
         ];
         for (bytes, expected) in table {
-            let error = Bundle::parse(bytes).unwrap_err();
+            let error = parse(bytes).unwrap_err();
             assert_eq!(error, expected);
             assert!(!alloc::format!("{error}").is_empty());
         }
@@ -262,7 +286,7 @@ mod tests {
                 }
             }
             bytes.truncate(cut.max(1));
-            let _ = Bundle::parse(&bytes);
+            let _ = parse(&bytes);
         }
     }
 }

@@ -44,10 +44,4 @@ pub trait Cpu: Hardware {
 
     /// Copies `bytes` into `frame` from byte `offset` on; they fit.
     fn write_frame(&mut self, frame: Frame, offset: usize, bytes: &[u8]);
-
-    /// Makes what was written into `frame` visible to instruction fetches and to accesses with caches off.
-    fn clean_frame(&mut self, frame: Frame);
-
-    /// Drops stale instructions of all CPUs, after [`Self::clean_frame`].
-    fn invalidate_instructions(&mut self);
 }

@@ -7,9 +7,10 @@ use core::fmt;
 use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::descriptor::Vmid;
 use stage2::frames::VmId;
-use stage2::guest::{GuestSpec, MemError, Policy};
+use stage2::guest::{GuestSpec, Image, MemError, Policy};
 use stage2::memory::Memory;
 
+use crate::bundle::File;
 use crate::config::VmConfig;
 use crate::cpu::Cpu;
 use crate::devices::mmio::GuestBus;
@@ -48,9 +49,9 @@ pub struct Board {
 #[derive(Clone, Copy, Debug)]
 pub struct Images<'a> {
     /// The kernel.
-    pub kernel: &'a [u8],
-    /// The initrd, empty if there is none.
-    pub initrd: &'a [u8],
+    pub kernel: File<'a>,
+    /// The initrd, if there is one.
+    pub initrd: Option<File<'a>>,
 }
 
 /// Why a VM cannot start.
@@ -185,7 +186,7 @@ impl Vm {
         })
     }
 
-    /// Loads the images and a DTB into RAM and turns vCPU 0 on.
+    /// Loads a DTB into RAM, has the images copied there as the guest gets to them, and turns vCPU 0 on.
     ///
     /// # Errors
     ///
@@ -197,32 +198,24 @@ impl Vm {
         memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<(), StartError> {
-        let at = image::place(
-            images.kernel,
-            images.initrd.len() as u64,
-            self.config.memory,
-        )
-        .map_err(StartError::Placement)?;
+        let Images { kernel, initrd } = images;
+        let initrd_bytes = initrd.map_or(0, |initrd| initrd.data.len() as u64);
+        let at = image::place(kernel.data, initrd_bytes, self.config.memory)
+            .map_err(StartError::Placement)?;
         let mpidrs: Vec<u64> = (0..self.vcpus.len()).map(affinity).collect();
-        let initrd_end = at.initrd + images.initrd.len() as u64;
         let dtb = guest_fdt::build(&GuestMachine {
             memory_bytes: self.config.memory,
             mpidrs: &mpidrs,
-            initrd: (!images.initrd.is_empty()).then_some(at.initrd..initrd_end),
+            initrd: (initrd_bytes > 0).then_some(at.initrd..at.initrd + initrd_bytes),
             bootargs: &self.config.cmdline,
             rng_seed,
             kaslr_seed: None,
             uart_clock_hz: guest_fdt::UART_CLOCK_HZ,
         })
         .map_err(StartError::Fdt)?;
-        for (ipa, bytes) in [
-            (at.kernel, images.kernel),
-            (at.initrd, images.initrd),
-            (at.dtb, &dtb),
-        ] {
-            self.write(ipa, bytes, memory, cpu)?;
-        }
-        cpu.invalidate_instructions();
+        let initrd = initrd.map_or(Image::NONE, |initrd| initrd.image_at(at.initrd));
+        memory.set_images(self.id, [kernel.image_at(at.kernel), initrd])?;
+        self.write(at.dtb, &dtb, memory, cpu)?;
         if let Some(first) = self.vcpus.first_mut() {
             first.power_on(at.kernel, at.dtb);
         }
@@ -244,7 +237,6 @@ impl Vm {
             let (part, rest) = bytes.split_at(length);
             let frame = memory.populate(cpu, self.id, at.page())?;
             cpu.write_frame(frame, offset as usize, part);
-            cpu.clean_frame(frame);
             at = at.checked_add(length as u64).ok_or(MemError::NotRam(at))?;
             bytes = rest;
         }
@@ -289,10 +281,7 @@ impl Vm {
         for vcpu in &mut self.vcpus {
             vcpu.power = VcpuPower::Off;
         }
-        let destroyed = memory.destroy(cpu, self.id);
-        // The next owner of a frame may execute it: no line of it may be left in an instruction cache.
-        cpu.invalidate_instructions();
-        destroyed
+        memory.destroy(cpu, self.id)
     }
 
     /// Logs a mistake of the guest, until it has made so many that it only floods the console.

@@ -7,6 +7,7 @@ use hypervisor::bundle::Bundle;
 use hypervisor::config::{Config, MAX_VCPUS, MAX_VMS};
 use hypervisor::image::place;
 use proptest::prelude::*;
+use stage2::addr::PhysAddr;
 use support::*;
 
 /// A line: of known keys and values, of unknown ones, or of anything.
@@ -104,7 +105,7 @@ proptest! {
     fn a_bundle_of_any_bytes_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let mut archive = b"070701".to_vec();
         archive.extend(bytes.iter().map(|byte| b"0123456789abcdefX\0/"[usize::from(*byte) % 19]));
-        if let Err(error) = Bundle::parse(&archive) {
+        if let Err(error) = Bundle::parse(&archive, PhysAddr::new(0)) {
             prop_assert!(!error.to_string().is_empty());
         }
     }

@@ -102,7 +102,8 @@ impl FrameCopy for Tables {
     fn zero_frames(&mut self, _: FrameRange) {}
     fn copy(&mut self, _: Frame, _: Frame) {}
     fn exchange(&mut self, _: Frame, _: Frame) {}
-    fn sync_code(&mut self, _: Frame) {}
+    fn copy_image(&mut self, _: PhysAddr, _: PhysAddr, _: u64) {}
+    fn sync_code(&mut self, _: FrameRange) {}
 }
 
 const MIB: u64 = 1 << 20;

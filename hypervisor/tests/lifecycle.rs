@@ -18,7 +18,7 @@ use hypervisor::traps::sysreg::VcpuSysRegs;
 use hypervisor::vcpu::Wake;
 use hypervisor::vm::{Images, StartError, Vm};
 use stage2::account::MachineAccount;
-use stage2::addr::PAGE_SIZE;
+use stage2::addr::{Ipa, PAGE_SIZE, PhysAddr};
 use stage2::fakes::SimMachine;
 use stage2::guest::{MemError, Policy};
 use support::*;
@@ -202,6 +202,14 @@ fn number(fdt: &[u8], path: &str, name: &str, at: usize) -> u64 {
     u64::from_be_bytes(value[8 * at..8 * at + 8].try_into().unwrap())
 }
 
+/// A kernel and no initrd.
+fn images(kernel: &[u8]) -> Images<'_> {
+    Images {
+        kernel: file(kernel, KERNEL),
+        initrd: None,
+    }
+}
+
 /// The device tree that X0 of the boot vCPU points to, as the guest finds it.
 fn device_tree(rig: &Rig) -> Vec<u8> {
     let at = rig.vms[0].vcpus[0].context.x[0];
@@ -224,9 +232,13 @@ fn everything_is_where_the_device_tree_says() {
     for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
         let mut rig = Rig::empty(policy);
         let initrd: Vec<u8> = (0..9000_u32).map(|index| (index >> 3) as u8).collect();
+        for (at, &byte) in (INITRD..).zip(&initrd) {
+            rig.cpu.sim.set_byte(PhysAddr::new(at), byte);
+        }
+        let kernel = kernel();
         let images = Images {
-            kernel: &kernel(),
-            initrd: &initrd,
+            kernel: file(&kernel, KERNEL),
+            initrd: Some(file(&initrd, INITRD)),
         };
         let config = VmConfig {
             cmdline: "root=/dev/ram0  quiet".into(),
@@ -239,7 +251,7 @@ fn everything_is_where_the_device_tree_says() {
         assert_eq!(memory, [BASE, 16 * MIB]);
         let [start, end] =
             ["linux,initrd-start", "linux,initrd-end"].map(|name| number(&fdt, "/chosen", name, 0));
-        assert_eq!(rig.ram(0, start, end - start), initrd);
+        assert_eq!(rig.read(start, end - start), initrd);
         let bootargs = property(&fdt, "/chosen", "bootargs").unwrap();
         assert_eq!(bootargs, b"root=/dev/ram0  quiet\0");
         assert_eq!(property(&fdt, "/chosen", "rng-seed"), Some(vec![7; 32]));
@@ -258,8 +270,8 @@ fn everything_is_where_the_device_tree_says() {
 
         let boot = &rig.vms[0].vcpus[0].context;
         let (entry, dtb) = (boot.pc, boot.x[0]);
-        assert_eq!(rig.ram(0, entry, kernel().len() as u64), kernel());
         assert_eq!((boot.x[1..].iter().max(), boot.pstate), (Some(&0), 0x3c5));
+        assert_eq!(rig.read(entry, kernel.len() as u64), kernel);
         // booting.rst: the DTB on 8 bytes, within 2 MiB of RAM of its own.
         assert!(dtb % 8 == 0 && end <= dtb && dtb + 2 * MIB <= BASE + 16 * MIB);
         let powers: Vec<_> = rig.vms[0].vcpus.iter().map(|vcpu| vcpu.power).collect();
@@ -268,28 +280,40 @@ fn everything_is_where_the_device_tree_says() {
 }
 
 #[test]
-fn what_was_loaded_is_clean_to_memory_and_to_fetches() {
-    // The guest starts with its caches off.
-    let rig = Rig::new(Policy::Lazy);
-    assert!(rig.cpu.dirty.is_empty());
-    assert!(rig.cpu.stale_instructions.is_empty());
-}
+fn an_image_is_copied_when_the_guest_gets_to_it_and_again_after_a_reset() {
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::new(policy);
+        let entry = BASE + 0x8_0000;
+        let is_mapped = |rig: &Rig| {
+            rig.memory_of(0)
+                .translate(&rig.cpu, Ipa::new(entry))
+                .is_some()
+        };
+        for _ in 0..2 {
+            assert!(!is_mapped(&rig), "{policy:?}");
+            assert_eq!(rig.run(entry + 1, SimMachine::load), (1, 1), "{policy:?}");
+            assert!(is_mapped(&rig));
+            // Behind its last byte there are zeroes.
+            let mut expected = kernel();
+            expected.resize(2 * PAGE_SIZE as usize, 0);
+            assert_eq!(rig.read(entry, 2 * PAGE_SIZE), expected, "{policy:?}");
+            rig.run(entry, |sim, guest, ipa| sim.store(guest, ipa, 0xaa));
 
-#[test]
-fn the_last_page_of_an_image_is_zero_behind_it() {
-    let rig = Rig::new(Policy::Lazy);
-    let entry = BASE + 0x8_0000;
-    let rest = rig.ram(0, entry + 5000, 2 * PAGE_SIZE - 5000);
-    assert!(rest.iter().all(|&byte| byte == 0));
+            let kernel = kernel();
+            let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+            vm.reset(&rig.board, memory, cpu).unwrap();
+            vm.load(images(&kernel), &[], memory, cpu).unwrap();
+            rig.mapped = None;
+            rig.check();
+        }
+    }
 }
 
 #[test]
 fn a_vm_without_initrd_has_none_in_its_device_tree() {
     let mut rig = Rig::empty(Policy::Lazy);
-    let images = Images {
-        kernel: &kernel(),
-        initrd: &[],
-    };
+    let kernel = kernel();
+    let images = images(&kernel);
     load(&mut rig, config("a", 8 * MIB, 1), images).unwrap();
     let fdt = device_tree(&rig);
     assert_eq!(property(&fdt, "/chosen", "linux,initrd-start"), None);
@@ -301,7 +325,10 @@ fn what_cannot_start_is_refused_with_the_reason_and_costs_nothing() {
     let ledger = rig.ledger();
     let kernel = kernel();
     let huge = vec![0; 20 * MIB as usize];
-    let images = |kernel, initrd| Images { kernel, initrd };
+    let images = |kernel, initrd| Images {
+        kernel: file(kernel, KERNEL),
+        initrd: Some(file(initrd, INITRD)),
+    };
     let table: [(VmConfig, Images<'_>, &str); 5] = [
         (
             config("a", 2 * MIB, 1),
@@ -349,10 +376,7 @@ fn a_vm_whose_images_find_no_memory_is_refused_and_gives_back_what_it_had() {
         rig.start(config("other", 8 * MIB, 1));
         let ledger = rig.ledger();
         let kernel = kernel();
-        let images = Images {
-            kernel: &kernel,
-            initrd: &[],
-        };
+        let images = images(&kernel);
         // It is admitted, so this takes a machine that breaks its promise: at each allocation in turn.
         let mut refusals = 0;
         loop {
@@ -467,10 +491,8 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
         for _ in 0..3 {
             use_memory(&mut rig);
             rig.exit(0x01 << 26 | IL, 0, 0);
-            let images = Images {
-                kernel: &kernel(),
-                initrd: &[],
-            };
+            let kernel = kernel();
+            let images = images(&kernel);
             let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
             vm.reset(&rig.board, memory, cpu).unwrap();
             vm.load(images, &[7; 32], memory, cpu).unwrap();
@@ -511,10 +533,8 @@ fn an_exit_of_a_vm_that_has_ended_changes_nothing() {
     assert_eq!(rig.exit(TRANSLATION, BASE, BASE), Next::Yield);
     assert_eq!(rig.exit(TAG_ACCESS, BASE, 0), Next::Resume);
     assert_eq!(rig.memory.account(), account);
-    let images = Images {
-        kernel: &kernel(),
-        initrd: &[],
-    };
+    let kernel = kernel();
+    let images = images(&kernel);
     let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
     let loaded = vm.load(images, &[], memory, cpu);
     assert!(matches!(

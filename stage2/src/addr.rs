@@ -137,6 +137,12 @@ pub struct FrameRange {
     pub count: u64,
 }
 
+impl From<Frame> for FrameRange {
+    fn from(frame: Frame) -> Self {
+        Self::new(frame, 1)
+    }
+}
+
 impl FrameRange {
     /// The run of `count` frames from `start`.
     pub const fn new(start: Frame, count: u64) -> Self {

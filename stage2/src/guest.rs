@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::account::{PageCounts, VmAccount, VmPeak};
-use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
+use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
 use crate::block::BadTransition;
 use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
 use crate::frames::{NotOwned, PIECE_FRAMES, Piece, VmId};
@@ -36,6 +36,43 @@ pub struct GuestSpec {
     /// The most tag storage that may be reserved for it, in bytes; rounded up to whole blocks. Not
     /// used without MTE or under the static policy.
     pub tag_budget: u64,
+}
+
+/// How many images a VM has at most: a kernel and an initrd.
+pub const IMAGES: usize = 2;
+
+/// What a VM finds in a part of its RAM that it has not touched yet. It is copied when the page is
+/// mapped, so a VM starts, and starts again, without any of its pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Image {
+    /// The first byte in the VM's RAM.
+    pub ipa: Ipa,
+    /// Where it comes from: memory that is nobody's and never changes.
+    pub source: PhysAddr,
+    /// The length in bytes.
+    pub bytes: u64,
+}
+
+impl Image {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        ipa: Ipa::new(0),
+        source: PhysAddr::new(0),
+        bytes: 0,
+    };
+
+    /// The part of it that lies in `bytes` bytes of RAM from `start` on.
+    fn part(self, start: Ipa, bytes: u64) -> Option<Self> {
+        let from = self.ipa.max(start);
+        let skipped = from.get() - self.ipa.get();
+        let end = (start.get() + bytes).min(self.ipa.get() + self.bytes);
+        let bytes = end.checked_sub(from.get()).filter(|&bytes| bytes > 0)?;
+        Some(Self {
+            ipa: from,
+            source: PhysAddr::new(self.source.get() + skipped),
+            bytes,
+        })
+    }
 }
 
 /// Why an operation on a VM's memory was refused. Nothing has changed then.
@@ -244,6 +281,7 @@ pub struct GuestMemory {
     pub(crate) no_tag_access: u64,
     pub(crate) reserved: u64,
     pub(crate) counts: Counts,
+    images: [Image; IMAGES],
     /// Where the search for pages that need no tags goes on.
     pub(crate) cursor: Page,
     peak: VmPeak,
@@ -269,10 +307,22 @@ impl GuestMemory {
             no_tag_access: 0,
             reserved: 0,
             counts: Counts::default(),
+            images: [Image::NONE; IMAGES],
             cursor: Page(0),
             peak: VmPeak::default(),
             spec,
         })
+    }
+
+    /// Says what the guest finds in its RAM where that is not zero.
+    pub(crate) fn set_images(&mut self, images: [Image; IMAGES]) -> Result<(), MemError> {
+        for image in images.iter().filter(|image| image.bytes > 0) {
+            let last = image.ipa.checked_add(image.bytes - 1);
+            self.ram.page(image.ipa)?;
+            self.ram.page(last.ok_or(MemError::NotRam(image.ipa))?)?;
+        }
+        self.images = images;
+        Ok(())
     }
 
     /// What the VM was made from.
@@ -390,8 +440,8 @@ impl GuestMemory {
             }
         };
         host.chunks.fill_piece(piece, slot);
-        hw.zero_frames(FrameRange::new(piece, PIECE_FRAMES));
-        hw.synchronize();
+        let frames = FrameRange::new(piece, PIECE_FRAMES);
+        self.provide(hw, Page::in_slot(slot, 0), frames);
         let vacant = self.tables.install(hw, supplied);
         self.tables.make(hw, vacant, self.tag_use.untagged(piece));
         self.no_tag_access += PIECE_FRAMES;
@@ -405,6 +455,25 @@ impl GuestMemory {
         own && self.ram.is_whole(page.slot()) && self.ram.home(page.slot()).is_none()
     }
 
+    /// Writes what the guest is to find in pages from `page` on into their `frames`: images, and zeroes.
+    /// Another vCPU must not see the pages before that, so it waits.
+    pub(crate) fn provide<H: Hardware>(&self, hw: &mut H, page: Page, frames: FrameRange) {
+        let start = self.ram.ipa(page);
+        let parts = self.images.map(|image| image.part(start, frames.bytes()));
+        if !parts
+            .iter()
+            .flatten()
+            .any(|part| part.bytes == frames.bytes())
+        {
+            hw.zero_frames(frames);
+        }
+        for Image { ipa, source, bytes } in parts.into_iter().flatten() {
+            let to = frames.start.addr().get() + (ipa.get() - start.get());
+            hw.copy_image(source, PhysAddr::new(to), bytes);
+        }
+        hw.sync_code(frames);
+    }
+
     fn fill_one<H: Hardware>(
         &mut self,
         host: &mut HostMemory,
@@ -416,9 +485,7 @@ impl GuestMemory {
         let Some(frame) = self.ram.take_frame(host, hw, page, wish) else {
             return Err(gap.give_back(host, MemError::NoMemory));
         };
-        hw.zero(frame);
-        // Another vCPU must not see the page before the zeroes.
-        hw.synchronize();
+        self.provide(hw, page, frame.into());
         let vacant = gap.fill(host, &mut self.tables, hw);
         self.tables.make(hw, vacant, self.tag_use.untagged(frame));
         self.no_tag_access += 1;
@@ -488,7 +555,7 @@ impl GuestMemory {
         let ready = self.ready_at(host, hw, page)?;
         let broken = self.break_page(host, hw, page, ready);
         hw.copy(broken.was().frame, to);
-        hw.sync_code(to);
+        hw.sync_code(to.into());
         hw.synchronize();
         self.tables
             .make(hw, broken.vacant(), self.tag_use.untagged(to));

@@ -14,7 +14,9 @@ use crate::addr::{Frame, Ipa};
 use crate::block::BlockState;
 use crate::descriptor::MemAttr;
 use crate::frames::VmId;
-use crate::guest::{Access, Gap, GuestMemory, GuestSpec, MemError, TagOutcome, TagUse, check_ram};
+use crate::guest::{
+    Access, Gap, GuestMemory, GuestSpec, IMAGES, Image, MemError, TagOutcome, TagUse, check_ram,
+};
 use crate::host::{HostMemory, Layout, LayoutError, Policy};
 use crate::lend::Holding;
 use crate::pieces::Page;
@@ -127,6 +129,16 @@ impl Memory {
         Ok(())
     }
 
+    /// Says what a VM finds in its RAM at its first access, where that is not zero: now, and after
+    /// each reset. Pages that it has touched stay as they are.
+    ///
+    /// # Errors
+    /// Some of it is not RAM of the VM; nothing has changed.
+    pub fn set_images(&mut self, vm: VmId, images: [Image; IMAGES]) -> Result<(), MemError> {
+        let (_, guest) = self.parts(vm)?;
+        guest.set_images(images)
+    }
+
     /// Touches a page in the guest's name, as a loader does: mapped if it was not. Counts as an
     /// access.
     ///
@@ -231,7 +243,7 @@ impl Memory {
             Ok(Some(hold)) => {
                 let frame = hold.frame();
                 let (host, guest) = self.parts(vm)?;
-                guest.finish_tagged(host, hw, (gap, hold));
+                guest.finish_tagged(host, hw, (page, gap, hold));
                 Ok(Access::Mapped(frame))
             }
             Ok(None) => {
@@ -531,7 +543,7 @@ impl GuestMemory {
         {
             // The page that is there takes the frame that was to be this one's.
             hw.copy(to, frame);
-            hw.sync_code(frame);
+            hw.sync_code(frame.into());
             hw.synchronize();
             self.tables
                 .make(hw, theirs.vacant(), self.tag_use.untagged(frame));

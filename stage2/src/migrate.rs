@@ -75,8 +75,8 @@ impl GuestMemory {
         match self.break_tenant(host, hw, tenant, theirs)? {
             Some(theirs) => {
                 hw.exchange(from, to);
-                hw.sync_code(from);
-                hw.sync_code(to);
+                hw.sync_code(from.into());
+                hw.sync_code(to.into());
                 let zeroed = hold.zero_tags(hw);
                 self.tables
                     .make(hw, broken.vacant(), Mapping::Tagged(zeroed));
@@ -86,7 +86,7 @@ impl GuestMemory {
             }
             None => {
                 hw.copy(from, to);
-                hw.sync_code(to);
+                hw.sync_code(to.into());
                 let zeroed = hold.zero_tags(hw);
                 self.tables
                     .make(hw, broken.vacant(), Mapping::Tagged(zeroed));
@@ -158,10 +158,10 @@ impl GuestMemory {
         &mut self,
         host: &mut HostMemory,
         hw: &mut H,
-        (gap, hold): (Gap, TagHold),
+        (page, gap, hold): (Page, Gap, TagHold),
     ) {
         let (frame, opened) = (hold.frame(), hold.opened());
-        hw.zero(frame);
+        self.provide(hw, page, frame.into());
         let zeroed = hold.zero_tags(hw);
         let vacant = gap.fill(host, &mut self.tables, hw);
         self.tables.make(hw, vacant, Mapping::Tagged(zeroed));
@@ -252,11 +252,11 @@ impl GuestMemory {
         match &theirs {
             Some(_) => {
                 hw.exchange(from, to);
-                hw.sync_code(from);
+                hw.sync_code(from.into());
             }
             None => hw.copy(from, to),
         }
-        hw.sync_code(to);
+        hw.sync_code(to.into());
         let kept = hold.copy_tags(hw, from);
         self.tables
             .make(hw, broken.vacant(), Mapping::Retagged(kept));

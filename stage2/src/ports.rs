@@ -3,7 +3,7 @@
 //! EL2 implements them with instructions, [`fakes`](crate::fakes) with a simulated machine. This
 //! crate decides *when* and *in which order*; a port decides nothing.
 
-use crate::addr::{Frame, FrameRange, Ipa};
+use crate::addr::{Frame, FrameRange, Ipa, PhysAddr};
 use crate::descriptor::{TABLE_ENTRIES, Vmid};
 
 /// Access to the frames that hold stage-2 tables: 512 entries of 64 bits each.
@@ -69,11 +69,14 @@ pub trait FrameCopy {
     }
     /// Copies one frame to another.
     fn copy(&mut self, from: Frame, to: Frame);
+    /// Copies bytes of memory that is no guest's into frames.
+    fn copy_image(&mut self, from: PhysAddr, to: PhysAddr, bytes: u64);
     /// Swaps two frames, without a third.
     fn exchange(&mut self, one: Frame, other: Frame);
-    /// Makes what was copied into `frame` visible to instruction fetches, before it is mapped, and
-    /// waits: `DC CVAU` unless CTR_EL0.IDC, `IC IVAU` or `IC IALLUIS` unless CTR_EL0.DIC, `DSB ISH`.
-    fn sync_code(&mut self, frame: Frame);
+    /// Makes what was written into `frames` visible to instruction fetches, before they are mapped,
+    /// and waits: `DC CVAU` unless CTR_EL0.IDC, `IC IVAU` or `IC IALLUIS` unless CTR_EL0.DIC, `DSB
+    /// ISH`. Else a guest could execute what the frames held for their last owner.
+    fn sync_code(&mut self, frames: FrameRange);
 }
 
 /// All ports.

@@ -40,7 +40,7 @@ fn a_first_access_zeroes_the_page_before_it_is_mapped_and_clears_tables_before_t
     let (middle, leaf) = (middle_table(&world, 0), leaf_table(&world, 0, 0));
     let expected = vec![
         Step::ZeroFrame(mapped),
-        Step::Synchronize,
+        Step::SyncCode(one(mapped)),
         Step::ClearTable(leaf),
         Step::ClearTable(middle),
         Step::WriteEntry(middle, 0, link(leaf)),
@@ -56,7 +56,7 @@ fn a_first_access_zeroes_the_page_before_it_is_mapped_and_clears_tables_before_t
     };
     let expected = vec![
         Step::ZeroFrame(second),
-        Step::Synchronize,
+        Step::SyncCode(one(second)),
         Step::WriteEntry(leaf, 5, entry(second, MemAttr::NoTagAccess)),
         Step::Publish,
     ];
@@ -119,14 +119,16 @@ fn an_eager_first_access_reserves_and_zeroes_tags_before_it_maps() {
     };
     assert_eq!(log[..4], maintain(0), "it was swept before");
     assert_eq!(log.split_off(log.len() - 2), made(&world, first, 0));
-    let zeroed = [vec![Step::ZeroFrame(first)], zero_tags(first)].concat();
-    assert_eq!(log[4..7], zeroed);
+    let zero = |frame| {
+        let data = vec![Step::ZeroFrame(frame), Step::SyncCode(one(frame))];
+        [data, zero_tags(frame)].concat()
+    };
+    assert_eq!(log[4..8], zero(first));
     // The block is reserved, and has room.
     let Access::Mapped(second) = access(&mut world, 0, page(40)).unwrap() else {
         panic!()
     };
-    let zeroed = [vec![Step::ZeroFrame(second)], zero_tags(second)];
-    let expected = [zeroed.concat(), made(&world, second, 40)].concat();
+    let expected = [zero(second), made(&world, second, 40)].concat();
     assert_eq!(world.sim.take_log(), expected);
     assert!(
         coverage(0).contains(second),

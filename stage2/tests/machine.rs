@@ -287,6 +287,7 @@ impl StateMachineTest for Core {
     fn init_test(plan: &Plan) -> Self {
         let mut world = World::new(&plan.board, plan.policy);
         world.vms.resize_with(SLOTS, || None);
+        world.images = true;
         Self {
             plan: plan.clone(),
             world,

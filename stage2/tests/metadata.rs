@@ -11,7 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{BASE, Board, MIB};
-use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
+use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
 use stage2::descriptor::Vmid;
 use stage2::frames::VmId;
 use stage2::guest::{Access, GuestSpec, Policy, TagOutcome};
@@ -55,7 +55,8 @@ impl FrameCopy for Tables {
     fn zero_frames(&mut self, _: FrameRange) {}
     fn copy(&mut self, _: Frame, _: Frame) {}
     fn exchange(&mut self, _: Frame, _: Frame) {}
-    fn sync_code(&mut self, _: Frame) {}
+    fn copy_image(&mut self, _: PhysAddr, _: PhysAddr, _: u64) {}
+    fn sync_code(&mut self, _: FrameRange) {}
 }
 
 #[test]

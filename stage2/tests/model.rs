@@ -123,6 +123,7 @@ proptest! {
     ) {
         let mut world = World::new(&board, policy);
         world.vms.resize_with(VMS, || None);
+        world.images = true;
         let fresh = world.memory.account().ledger;
         let mut shapes = shapes.into_iter().cycle();
         for (slot, op) in ops {

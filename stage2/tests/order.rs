@@ -11,18 +11,18 @@
 mod common;
 
 use common::steps::*;
-use common::{MIB, World, page};
-use stage2::addr::{Frame, FrameRange, PAGE_SIZE};
+use common::{BASE, MIB, World, page};
+use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
 use stage2::block::BlockState;
 use stage2::descriptor::MemAttr;
 use stage2::fakes::Step;
-use stage2::guest::{Access, Policy, TagOutcome};
+use stage2::guest::{Access, Image, MemError, Policy, TagOutcome};
 
 use MemAttr::{NoTagAccess, WriteBack};
 
 fn zero(frames: FrameRange) -> Vec<Step> {
     let mut steps: Vec<Step> = frames.iter().map(Step::ZeroFrame).collect();
-    steps.push(Step::Synchronize);
+    steps.push(Step::SyncCode(frames));
     steps
 }
 
@@ -58,6 +58,93 @@ fn the_first_access_to_a_whole_slot_zeroes_2_mib_then_makes_one_leaf() {
     assert_eq!(world.sim.take_log(), [zero(second), leaf].concat());
     assert_eq!(world.guest(0).account().big_leaves, 2);
     world.check();
+}
+
+#[test]
+fn an_image_is_copied_before_its_page_is_mapped_and_zeroes_go_only_where_it_does_not_cover_all() {
+    let mut world = world_of(4 * MIB, true, Policy::Lazy);
+    let source = |offset| PhysAddr::new(0x1000_0074 + offset);
+    // From the middle of page 3 to the end of the second 2 MiB.
+    let (start, length) = (3 * PAGE_SIZE + 0x800, 4 * MIB - 3 * PAGE_SIZE - 0x800);
+    let image = Image {
+        ipa: Ipa::new(BASE + start),
+        source: source(0),
+        bytes: length,
+    };
+    world
+        .memory
+        .set_images(id(0), [image, Image::NONE])
+        .unwrap();
+    access(&mut world, 0, page(0)).unwrap();
+    let first = FrameRange::new(frame_of(&world, 0, page(0)), 512);
+    let to = PhysAddr::new(first.start.addr().get() + start);
+    let mut expected: Vec<Step> = first.iter().map(Step::ZeroFrame).collect();
+    expected.push(Step::CopyImage(source(0), to, 2 * MIB - start));
+    expected.push(Step::SyncCode(first));
+    let log = world.sim.take_log();
+    assert_eq!(log[..expected.len()], expected);
+    access(&mut world, 0, page(600)).unwrap();
+    let second = FrameRange::new(frame_of(&world, 0, page(512)), 512);
+    let middle = middle_table(&world, 0);
+    let copied = [
+        Step::CopyImage(source(2 * MIB - start), second.start.addr(), 2 * MIB),
+        Step::SyncCode(second),
+    ];
+    let leaf = write(middle, 1, big_entry(second.start, NoTagAccess));
+    assert_eq!(world.sim.take_log(), [copied.to_vec(), leaf].concat());
+    world.check();
+}
+
+#[test]
+fn a_page_of_an_image_that_gets_tags_at_its_first_access_is_copied_before_they_are_zeroed() {
+    let mut world = world(true, Policy::Eager);
+    let source = PhysAddr::new(0x1000_0074);
+    let image = Image {
+        ipa: page(1),
+        source,
+        bytes: 100,
+    };
+    world
+        .memory
+        .set_images(id(0), [Image::NONE, image])
+        .unwrap();
+    world.store(0, page(0), 1).unwrap();
+    world.sim.take_log();
+    access(&mut world, 0, page(1)).unwrap();
+    let frame = frame_of(&world, 0, page(1));
+    let copied = vec![
+        Step::ZeroFrame(frame),
+        Step::CopyImage(source, frame.addr(), 100),
+        Step::SyncCode(one(frame)),
+    ];
+    let made = make_page(&world, 0, 1, entry(frame, WriteBack));
+    assert_eq!(
+        world.sim.take_log(),
+        [copied, zero_tags(frame), made].concat()
+    );
+    world.check_only_core();
+    assert_eq!(world.sim.broken_rules(), []);
+}
+
+#[test]
+fn images_are_only_where_ram_is() {
+    let mut world = world(true, Policy::Lazy);
+    let image = |ipa, bytes| Image {
+        ipa: Ipa::new(ipa),
+        source: PhysAddr::new(0),
+        bytes,
+    };
+    for (bad, what) in [
+        (image(BASE - 1, 2), "before it"),
+        (image(BASE + SMALL - 1, 2), "behind it"),
+        (image(BASE, u64::MAX), "no end"),
+        (image(BASE + 1, u64::MAX), "an end that wraps"),
+    ] {
+        let set = world.memory.set_images(id(0), [Image::NONE, bad]);
+        assert!(matches!(set, Err(MemError::NotRam(_))), "{what}");
+    }
+    let all = image(BASE, SMALL);
+    assert_eq!(world.memory.set_images(id(0), [all, Image::NONE]), Ok(()));
 }
 
 /// The steps of a split at `index`, of a leaf that mapped 2 MiB from `first` on.
@@ -118,7 +205,7 @@ fn a_page_moves_to_a_free_frame_of_a_reserved_block_while_it_is_out_of_reach() {
     assert_eq!(tag(&mut world, 0, page(40)), Ok(TagOutcome::Tagged));
     let expected = [
         break_page(&world, 0, 40),
-        vec![Step::Copy(from, to), Step::SyncCode(to)],
+        vec![Step::Copy(from, to), Step::SyncCode(one(to))],
         zero_tags(to),
         make_page(&world, 0, 40, entry(to, WriteBack)),
     ];
@@ -145,8 +232,8 @@ fn two_pages_swap_while_both_are_out_of_reach_where_no_frame_is_free() {
         break_page(&world, 0, 1),
         vec![
             Step::Exchange(from, to),
-            Step::SyncCode(from),
-            Step::SyncCode(to),
+            Step::SyncCode(one(from)),
+            Step::SyncCode(one(to)),
         ],
         zero_tags(to),
         make_page(&world, 0, 40, entry(to, WriteBack)),
@@ -224,7 +311,7 @@ fn a_lent_block_is_emptied_under_its_owners_vmid_then_maintained_then_reserved()
         break_page(&world, 1, victim as usize),
         vec![
             Step::Copy(storage, to),
-            Step::SyncCode(to),
+            Step::SyncCode(one(to)),
             Step::Synchronize,
         ],
         make_page(&world, 1, victim as usize, entry(to, WriteBack)),
@@ -345,8 +432,8 @@ fn compaction_moves_data_and_tags_while_both_pages_are_out_of_reach_then_frees_t
         break_page(&world, 0, 4),
         vec![
             Step::Exchange(from, to),
-            Step::SyncCode(from),
-            Step::SyncCode(to),
+            Step::SyncCode(one(from)),
+            Step::SyncCode(one(to)),
         ],
         vec![Step::CopyTags(from, to), Step::Synchronize],
         make_page(&world, 0, 32, entry(to, WriteBack)),

@@ -360,7 +360,7 @@ fn copied_code_is_mapped_after_instruction_fetches_see_it() {
 
             let mut sim = rig();
             change(&mut sim, frame(1));
-            sim.sync_code(frame(number));
+            sim.sync_code(frame(number).into());
             map(&mut sim, 0, frame(number), NO_TAG_ACCESS);
             none(&sim);
         }
@@ -500,7 +500,7 @@ fn the_log_has_the_steps_of_the_ports() {
     let mut sim = rig();
     sim.exchange(frame(1), frame(2));
     sim.copy_tags(frame(1), frame(2));
-    sim.sync_code(frame(1));
+    sim.sync_code(frame(1).into());
     sim.zero_frames(FrameRange::new(frame(1), 2));
     sim.invalidate_block(VMID, ROOT, ipa(9));
     assert_eq!(
@@ -508,7 +508,7 @@ fn the_log_has_the_steps_of_the_ports() {
         [
             Step::Exchange(frame(1), frame(2)),
             Step::CopyTags(frame(1), frame(2)),
-            Step::SyncCode(frame(1)),
+            Step::SyncCode(frame(1).into()),
             Step::ZeroFrame(frame(1)),
             Step::ZeroFrame(frame(2)),
             Step::Publish,

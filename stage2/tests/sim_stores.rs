@@ -28,7 +28,7 @@ fn storing(mut sim: SimMachine) -> SimMachine {
 fn move_page(sim: &mut SimMachine) -> u8 {
     break_page(sim, 0);
     sim.copy(frame(0), frame(1));
-    sim.sync_code(frame(1));
+    sim.sync_code(frame(1).into());
     map(sim, 0, frame(1), WRITE_BACK);
     sim.land_stores();
     sim.load(GUEST, ipa(0)).unwrap()

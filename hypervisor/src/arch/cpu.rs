@@ -13,7 +13,7 @@ use platform::features::{CpuFeatures, IdRegisters};
 use stage2::addr::{Frame, FrameRange, PhysAddr};
 
 use super::ich::VirtualInterface;
-use super::maintenance::{clean_lines_to_poc, write_frame};
+use super::maintenance::write_frame;
 use super::regs::{instruction, read_reg, write_reg};
 use crate::cpu::Cpu;
 use crate::devices::vgic::ListRegisters;
@@ -196,17 +196,6 @@ impl Cpu for El2 {
 
     fn write_frame(&mut self, frame: Frame, offset: usize, bytes: &[u8]) {
         write_frame(frame, offset, bytes);
-    }
-
-    fn clean_frame(&mut self, frame: Frame) {
-        clean_lines_to_poc(FrameRange::new(frame, 1), self.data_line);
-    }
-
-    fn invalidate_instructions(&mut self) {
-        dsb(ISH);
-        instruction!("ic ialluis");
-        dsb(ISH);
-        isb(SY);
     }
 }
 

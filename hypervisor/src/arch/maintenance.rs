@@ -7,7 +7,7 @@ use aarch64_cpu::asm::barrier::{ISH, ISHST, SY, dsb, isb};
 use aarch64_cpu::registers::{Readable, VTTBR_EL2, Writeable};
 use core::arch::global_asm;
 
-use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE};
+use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
 use stage2::descriptor::{TABLE_ENTRIES, Vmid};
 use stage2::ports::{FrameCopy, TableMemory, TagCache, Tlb};
 
@@ -18,7 +18,6 @@ use super::regs::instruction;
 unsafe extern "C" {
     fn dc_civac(at: u64, end: u64, step: u64);
     fn dc_cigvac(at: u64, end: u64, step: u64);
-    fn dc_cvac(at: u64, end: u64, step: u64);
     fn dc_cvau(at: u64, end: u64, step: u64);
     fn ic_ivau(at: u64, end: u64, step: u64);
     fn dc_zva(at: u64, end: u64, step: u64);
@@ -53,13 +52,6 @@ pub(super) fn write_frame(frame: Frame, offset: usize, bytes: &[u8]) {
 const fn lines(frames: FrameRange, view: u64) -> (u64, u64) {
     let at = frames.start.addr().get() + view;
     (at, at + frames.bytes())
-}
-
-/// Cleans the data lines of `frames` to the point of coherency. Does not wait.
-pub(super) fn clean_lines_to_poc(frames: FrameRange, step: u64) {
-    let (at, end) = lines(frames, 0);
-    // SAFETY: frames are mapped DRAM; cleaning changes nothing that Rust sees.
-    unsafe { dc_cvac(at, end, step) };
 }
 
 /// Writes a tag to the first granule of `frame`, reads it back, and zeroes it.
@@ -208,24 +200,29 @@ impl FrameCopy for El2 {
         unsafe { copy_bytes(data_view(to), data_view(from), PAGE_SIZE as usize) };
     }
 
+    fn copy_image(&mut self, from: PhysAddr, to: PhysAddr, bytes: u64) {
+        // SAFETY: the bytes are of the bundle, which was found to be mapped and never changes; the frames are as above.
+        unsafe { copy_bytes(to.get() as *mut u8, from.get() as *const u8, bytes as usize) };
+    }
+
     fn exchange(&mut self, one: Frame, other: Frame) {
         // SAFETY: as above.
         unsafe { exchange_frames(data_view(one), data_view(other)) };
     }
 
-    fn sync_code(&mut self, frame: Frame) {
-        let (at, end) = lines(FrameRange::new(frame, 1), 0);
+    fn sync_code(&mut self, frames: FrameRange) {
+        let (at, end) = lines(frames, 0);
         if !self.idc {
-            // SAFETY: the frame is mapped DRAM; cleaning changes nothing that Rust sees.
+            // SAFETY: the frames are mapped DRAM; cleaning changes nothing that Rust sees.
             unsafe { dc_cvau(at, end, self.data_line) };
         }
         dsb(ISH);
         if !self.dic {
-            if self.pipt {
+            if self.pipt && frames.count == 1 {
                 // SAFETY: as above; invalidated instructions are fetched again.
                 unsafe { ic_ivau(at, end, self.instruction_line) };
             } else {
-                // The guest's addresses, under which a line may lie, are not known.
+                // The guest's addresses, under which a line may lie, are not known, or there are too many.
                 instruction!("ic ialluis");
             }
             dsb(ISH);
@@ -265,7 +262,6 @@ global_asm!(
     each_line dc_civac, dc civac
     // DC CIGVAC, by its encoding: the assembler knows the name only with MTE.
     each_line dc_cigvac, sys #3, c7, c14, #3
-    each_line dc_cvac, dc cvac
     each_line dc_cvau, dc cvau
     each_line ic_ivau, ic ivau
     each_line dc_zva, dc zva

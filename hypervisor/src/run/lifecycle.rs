@@ -54,7 +54,7 @@ impl Hypervisor {
         };
         Ok(Images {
             kernel: file(&vm.kernel)?,
-            initrd: vm.initrd.as_deref().map_or(Ok(&[][..]), file)?,
+            initrd: vm.initrd.as_deref().map(file).transpose()?,
         })
     }
 
@@ -183,7 +183,7 @@ impl Hypervisor {
             vm.reason = Some(error.to_string());
             return self.stop(index, Fate::End(End::Crashed), cpu);
         }
-        // A guest that resets in a loop starts once a second: loading it is long work for EL2.
+        // A guest that resets in a loop starts once a second: taking its memory away is long work for EL2.
         let (now, earliest) = (timer::counter(), started.saturating_add(timer::frequency()));
         *started = earliest.max(now);
         if let Some(first) = vm.vcpus.first_mut().filter(|_| now < earliest) {

@@ -7,8 +7,7 @@
     reason = "a panic is a failed test"
 )]
 
-use std::collections::BTreeSet;
-
+use hypervisor::bundle::File;
 use hypervisor::config::{Config, VmConfig};
 use hypervisor::cpu::Cpu;
 use hypervisor::devices::vgic::ListRegisters;
@@ -52,6 +51,20 @@ pub const IL: u64 = 1 << 25;
 /// Whether the long tests were asked for.
 pub fn is_full() -> bool {
     std::env::var_os("TAGVISOR_FULL").is_some_and(|value| value == "1")
+}
+
+/// Where in memory the bundle has the kernel: as little aligned as files of a bundle are.
+pub const KERNEL: u64 = BASE + 0x50_007c;
+/// Where it has an initrd.
+pub const INITRD: u64 = BASE + 0x50_4004;
+
+/// A file of the bundle that lies at `at`.
+pub fn file(data: &[u8], at: u64) -> File<'_> {
+    File {
+        name: "image",
+        data,
+        at: PhysAddr::new(at),
+    }
 }
 
 /// Bytes of a kernel image that is no Linux `Image`.
@@ -166,10 +179,6 @@ pub struct FakeCpu {
     pub entropy: Vec<u64>,
     /// What the guest wrote to ICH_VMCR_EL2, by its CPU interface.
     pub vmcr: Option<u64>,
-    /// Frames written as code or data and not cleaned.
-    pub dirty: BTreeSet<Frame>,
-    /// Frames cleaned whose instructions were not invalidated.
-    pub stale_instructions: BTreeSet<Frame>,
 }
 
 impl FakeCpu {
@@ -185,8 +194,6 @@ impl FakeCpu {
             worked_around: Vec::new(),
             entropy: Vec::new(),
             vmcr: None,
-            dirty: BTreeSet::new(),
-            stale_instructions: BTreeSet::new(),
         }
     }
 }
@@ -249,8 +256,11 @@ impl FrameCopy for FakeCpu {
     fn exchange(&mut self, one: Frame, other: Frame) {
         self.sim.exchange(one, other);
     }
-    fn sync_code(&mut self, frame: Frame) {
-        self.sim.sync_code(frame);
+    fn copy_image(&mut self, from: PhysAddr, to: PhysAddr, bytes: u64) {
+        self.sim.copy_image(from, to, bytes);
+    }
+    fn sync_code(&mut self, frames: FrameRange) {
+        self.sim.sync_code(frames);
     }
 }
 
@@ -301,15 +311,6 @@ impl Cpu for FakeCpu {
         for (at, &byte) in (frame.addr().get() + offset as u64..).zip(bytes) {
             self.sim.set_byte(PhysAddr::new(at), byte);
         }
-        self.dirty.insert(frame);
-    }
-    fn clean_frame(&mut self, frame: Frame) {
-        self.dirty.remove(&frame);
-        self.stale_instructions.insert(frame);
-    }
-    fn invalidate_instructions(&mut self) {
-        assert_eq!(self.dirty, BTreeSet::new(), "cleaned before");
-        self.stale_instructions.clear();
     }
 }
 
@@ -359,7 +360,10 @@ impl Rig {
             tagged_bytes: node.tagged_bytes,
             block_size: node.block_bytes,
         });
-        let sim = SimMachine::new(descs.collect(), Vec::new());
+        let mut sim = SimMachine::new(descs.collect(), Vec::new());
+        for (at, byte) in (KERNEL..).zip(kernel()) {
+            sim.set_byte(PhysAddr::new(at), byte);
+        }
         let memory = GuestsMemory::new(HostLayout {
             memory: layout.map,
             regions: layout.regions,
@@ -412,9 +416,10 @@ impl Rig {
     /// The same for one that may be refused.
     pub fn try_start(&mut self, config: VmConfig) -> Result<(), StartError> {
         let index = self.vms.len();
+        let kernel = kernel();
         let images = Images {
-            kernel: &kernel(),
-            initrd: &[],
+            kernel: file(&kernel, KERNEL),
+            initrd: None,
         };
         let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut self.cpu)?;
         vm.load(images, &[7; 32], &mut self.memory, &mut self.cpu)?;
@@ -536,6 +541,13 @@ impl Rig {
             assert_eq!(next, Next::Resume);
         }
         panic!("the access at {ipa:#x} faults for ever")
+    }
+
+    /// Bytes of VM 0's RAM as its guest reads them.
+    pub fn read(&mut self, ipa: u64, bytes: u64) -> Vec<u8> {
+        (ipa..ipa + bytes)
+            .map(|at| self.run(at, SimMachine::load).0)
+            .collect()
     }
 
     /// Bytes of a VM's RAM as EL2 finds them.

@@ -72,8 +72,10 @@ pub enum Step {
     Exchange(Frame, Frame),
     /// Tags were copied.
     CopyTags(Frame, Frame),
-    /// `DC CVAU`, `IC IVAU` over a frame, and `DSB`.
-    SyncCode(Frame),
+    /// Bytes of an image were copied.
+    CopyImage(PhysAddr, PhysAddr, u64),
+    /// `DC CVAU`, `IC IVAU` over frames, and `DSB`.
+    SyncCode(FrameRange),
 }
 
 /// Something that the architecture, or safety, forbids.
@@ -95,7 +97,7 @@ pub enum BrokenRule {
     FrameChangedWhileMapped(Frame),
     /// Data or tags were changed while a store of another CPU to the frame was under way.
     FrameChangedUnderStore(Frame),
-    /// A page was mapped whose data was copied there and not made visible to instruction fetches.
+    /// A page was mapped whose data was written and not made visible to instruction fetches.
     StaleCodeMapped(Frame),
     /// A tag operation on memory that has no tags: tag storage, or outside all tagged memory.
     TagsOfUntaggable(Frame),
@@ -142,7 +144,7 @@ pub struct SimMachine {
     cleared: BTreeMap<Frame, Page>,
     /// Frames whose data or tags were written and not waited for.
     invisible: BTreeSet<Frame>,
-    /// Frames that data was copied to, which instruction fetches may not see.
+    /// Frames whose data was written, and in which instruction fetches may see what was there before.
     stale_code: BTreeSet<Frame>,
     erratum: bool,
     adversary: Option<Adversary>,

@@ -1,6 +1,7 @@
 //! The ports of this crate, on the simulated machine.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use super::cache::Maintenance;
 use super::memory::GRANULES;
@@ -185,7 +186,7 @@ impl FrameCopy for SimMachine {
         for frame in frames.iter() {
             self.change(frame);
             self.write_page(frame, Box::new([0; PAGE_SIZE as usize]));
-            self.stale_code.remove(&frame);
+            self.stale_code.insert(frame);
             self.step(Step::ZeroFrame(frame));
         }
     }
@@ -213,12 +214,38 @@ impl FrameCopy for SimMachine {
         self.step(Step::Exchange(one, other));
     }
 
-    fn sync_code(&mut self, frame: Frame) {
+    fn copy_image(&mut self, from: PhysAddr, to: PhysAddr, bytes: u64) {
+        let frame_of = |at| Frame::containing(PhysAddr::new(at));
+        let end = to.get() + bytes;
+        let mut image = Vec::new();
+        for frame in
+            FrameRange::between(frame_of(from.get()), frame_of(from.get() + bytes + 4095)).iter()
+        {
+            image.extend_from_slice(&*self.read_page(frame));
+        }
+        let mut image = image.into_iter().skip((from.get() % PAGE_SIZE) as usize);
+        for frame in FrameRange::between(frame_of(to.get()), frame_of(end + 4095)).iter() {
+            self.change(frame);
+            self.stale_code.insert(frame);
+            let mut page = self.read_page(frame);
+            for (byte, at) in page.iter_mut().zip(frame.addr().get()..) {
+                if (to.get()..end).contains(&at) {
+                    *byte = image.next().unwrap_or(0);
+                }
+            }
+            if !self.is(Sabotage::NoCopy) {
+                self.write_page(frame, page);
+            }
+        }
+        self.step(Step::CopyImage(from, to, bytes));
+    }
+
+    fn sync_code(&mut self, frames: FrameRange) {
         if !self.is(Sabotage::NoSyncCode) {
-            self.stale_code.remove(&frame);
+            self.stale_code.retain(|&frame| !frames.contains(frame));
             self.finish_pending();
             self.invisible.clear();
-            self.step(Step::SyncCode(frame));
+            self.step(Step::SyncCode(frames));
         }
     }
 }

@@ -16,7 +16,7 @@ use stage2::block::BlockState;
 use stage2::descriptor::Vmid;
 use stage2::fakes::{GRANULE, SimFault, SimGuest, SimMachine, Step};
 use stage2::frames::{Owner, VmId};
-use stage2::guest::{Access, GuestMemory, GuestSpec, MemError, Policy, TagOutcome};
+use stage2::guest::{Access, GuestMemory, GuestSpec, IMAGES, Image, MemError, Policy, TagOutcome};
 use stage2::host::Layout;
 use stage2::invariants;
 use stage2::memory::Memory;
@@ -177,10 +177,25 @@ pub struct Figures {
     pub owners: Vec<Option<Owner>>,
 }
 
+/// Images of a VM, which no page bounds, the second with a whole slot of 2 MiB in it, as far as its
+/// RAM reaches. What the machine has below its DRAM is never the same twice.
+fn images(slot: usize, shape: Shape) -> [Image; IMAGES] {
+    let places = [
+        (2 * PAGE_SIZE + 16, 33 * PAGE_SIZE + 5),
+        (511 * PAGE_SIZE + 8, 1030 * PAGE_SIZE),
+    ];
+    places.map(|(start, end)| Image {
+        ipa: Ipa::new(shape.base + start),
+        source: pa(((slot as u64 + 1) << 24) + start + 0x74),
+        bytes: end.min(shape.bytes).saturating_sub(start),
+    })
+}
+
 /// A VM, and what its guest must see.
 pub struct Vm {
     pub id: VmId,
     pub spec: GuestSpec,
+    images: [Image; IMAGES],
     data: BTreeMap<u64, u8>,
     tags: BTreeMap<u64, u8>,
     touched: BTreeSet<u64>,
@@ -201,6 +216,8 @@ pub struct World {
     /// Whether free blocks are watched: only where each step is checked, as one may be lent, and
     /// come back, between two checks.
     pub watch: bool,
+    /// Whether VMs that are made from now on find images in their RAM.
+    pub images: bool,
     /// If set, each fault is tried with so many allocations granted first, then one more each time:
     /// what is refused must leave all as it was.
     pub grants: Option<u64>,
@@ -229,6 +246,7 @@ impl World {
             facts: 0,
             leave: u64::MAX,
             watch: true,
+            images: false,
             grants: None,
             refused: 0,
             waited: 0,
@@ -283,12 +301,18 @@ impl World {
             tag_budget: shape.tag_budget,
         };
         self.refusable(|memory, sim| memory.create(sim, spec))?;
+        let images = match self.images {
+            true => images(slot, shape),
+            false => [Image::NONE; IMAGES],
+        };
+        self.memory.set_images(vm, images).unwrap();
         let (data, tags) = (BTreeMap::new(), BTreeMap::new());
         let (touched, tag_touched) = (BTreeSet::new(), BTreeSet::new());
         self.vms.resize_with(self.vms.len().max(slot + 1), || None);
         self.vms[slot] = Some(Vm {
             id: vm,
             spec,
+            images,
             data,
             tags,
             touched,
@@ -392,9 +416,29 @@ impl World {
         let Some(seen) = self.run(slot, ipa, |sim, guest| sim.load(guest, ipa))? else {
             return Ok(());
         };
-        let expected = self.vm(slot).data.get(&ipa.get()).copied().unwrap_or(0);
+        let written = self.vm(slot).data.get(&ipa.get()).copied();
+        let expected = written.unwrap_or_else(|| self.untouched(slot, ipa));
         assert_eq!(seen, expected, "data of vm {slot} at {ipa:?}");
         Ok(())
+    }
+
+    /// What a VM finds where it has never written.
+    fn untouched(&mut self, slot: usize, ipa: Ipa) -> u8 {
+        let images = self.vm(slot).images.into_iter();
+        let mut bytes = images.filter_map(
+            |Image {
+                 ipa: start,
+                 source,
+                 bytes,
+             }| {
+                let offset = ipa
+                    .get()
+                    .checked_sub(start.get())
+                    .filter(|&offset| offset < bytes)?;
+                Some(pa(source.get() + offset))
+            },
+        );
+        bytes.next().map_or(0, |at| self.sim.byte(at))
     }
 
     pub fn store(&mut self, slot: usize, ipa: Ipa, value: u8) -> Result<(), MemError> {
