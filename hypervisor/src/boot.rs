@@ -280,15 +280,11 @@ fn banner(machine: &Machine) {
 fn open_bundle(machine: &Machine, layout: &Layout) -> Result<Bundle<'static>, Fatal> {
     let Some(initrd) = machine.initrd.map(range) else {
         return Err(Fatal(
-            "no bundle: /chosen names no initrd; pass one made by `scripts/bundle` as the initrd"
+            "no bundle: /chosen names no initrd and no module; pass one made by `scripts/bundle`"
                 .into(),
         ));
     };
-    let mapped = layout
-        .data
-        .iter()
-        .any(|data| data.start <= initrd.start && initrd.end <= data.end);
-    if !mapped {
+    if !layout.maps(&initrd) {
         return Err(Fatal(format!(
             "the bundle at [{:#x}, {:#x}) is not in DRAM that is ours to read: load it elsewhere",
             initrd.start, initrd.end

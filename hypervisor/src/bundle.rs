@@ -257,7 +257,32 @@ mod tests {
         bad_hex[54] = b'+';
         let mut no_nul = good.clone();
         no_nul[94..102].copy_from_slice(b"00000003");
-        let table: [(&[u8], BundleError); 8] = [
+        let mut bad_magic = good.clone();
+        bad_magic[244] = b'x';
+        let mut long_name = good.clone();
+        long_name[94..102].copy_from_slice(b"7fffffff");
+        let mut no_name = good.clone();
+        no_name[94..102].copy_from_slice(b"00000000");
+        let mut bad_utf8 = good.clone();
+        bad_utf8[110] = 0xff;
+        // As long as the archive, which would overlap the next file's header.
+        let mut overlapping = good.clone();
+        overlapping[54..62].copy_from_slice(b"00000070");
+        let numbers: Vec<_> = (0..MAX_FILES).map(|n| n.to_string()).collect();
+        let named = numbers.iter().map(|name| (name.as_str(), &[][..]));
+        let many: Vec<_> = [(CONFIG_NAME, &b"x"[..])]
+            .into_iter()
+            .chain(named)
+            .collect();
+        let table: [(&[u8], BundleError); 16] = [
+            (&good[..50], BundleError::Truncated { at: 0 }),
+            (&good[..120], BundleError::Truncated { at: 0 }),
+            (&good[..360], BundleError::Truncated { at: 244 }),
+            (&bad_magic, BundleError::BadMagic { at: 244 }),
+            (&long_name, BundleError::Truncated { at: 0 }),
+            (&no_name, BundleError::BadName { at: 0 }),
+            (&bad_utf8, BundleError::BadName { at: 0 }),
+            (&archive(&many), BundleError::TooManyFiles),
             (b"", BundleError::Truncated { at: 0 }),
             (&good[..good.len() - 16], BundleError::Truncated { at: 244 }),
             (&[b'x'; 200], BundleError::BadMagic { at: 0 }),

@@ -160,6 +160,15 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Says whether all of `range` is DRAM that EL2 maps as data.
+    #[must_use]
+    pub fn maps(&self, range: &Range<u64>) -> bool {
+        let around = |data: &Range<u64>| data.start <= range.start && range.end <= data.end;
+        self.data.iter().any(around)
+    }
+}
+
 fn dram(machine: &Machine) -> Vec<Dram> {
     let dram = machine.memory.iter().filter_map(|memory| {
         let range = phys_range(&(memory.range.base()..memory.range.end()))?;

@@ -89,7 +89,7 @@ fn on_the_usual_machine_all_but_the_image_is_data_and_storage_is_never_tagged() 
         (tags.start.addr().get(), tags.bytes()),
         (storage.start, storage.end - storage.start)
     );
-    assert!(covers(&layout.data, &loaded.bundle.unwrap()));
+    assert!(layout.maps(&loaded.bundle.unwrap()));
 }
 
 #[test]
@@ -224,6 +224,25 @@ fn what_a_boot_loader_reserves_for_us_stays_ours() {
             .map(|taken| taken.range.base().get()..taken.range.end().get())
             .collect();
         assert!(covers(&all, &(start..end)), "{start:#x}..{end:#x}");
+    }
+}
+
+#[test]
+fn a_bundle_that_overlaps_our_image_is_not_ours_to_read() {
+    let board = machine(64 * MIB);
+    let image = loaded().image;
+    for bundle in [
+        image.clone(),
+        image.start - 0x1000..image.start + 1,
+        image.end - 1..image.end + 0x1000,
+        image.start - 0x1000..image.end + 0x1000,
+    ] {
+        let loaded = Loaded {
+            bundle: Some(bundle.clone()),
+            ..loaded()
+        };
+        let layout = Layout::new(&board, &loaded).unwrap();
+        assert!(!layout.maps(&bundle), "{bundle:#x?}");
     }
 }
 

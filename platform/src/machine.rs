@@ -324,7 +324,7 @@ pub struct Machine {
     pub timer: Timer,
     /// The console, if the board has a PL011.
     pub uart: Option<Uart>,
-    /// What the boot loader passed as the initrd: the bundle.
+    /// What the boot loader passed as the initrd, or as a module: the bundle.
     pub initrd: Option<MemRange>,
     /// The boot loader's command line.
     pub bootargs: Option<String>,

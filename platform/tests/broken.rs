@@ -511,6 +511,18 @@ const REFUSED: &[(&str, Change, &str)] = &[
         "/chosen has no usable initrd: linux,initrd-start = missing or unreadable, linux,initrd-end = 0x49000000",
     ),
     (
+        "module without reg",
+        |b| {
+            b.unset("/chosen", "linux,initrd-start")
+                .unset("/chosen", "linux,initrd-end")
+                .add(
+                    "/chosen",
+                    node("module@1", &[("compatible", text(&["multiboot,module"]))]),
+                );
+        },
+        "node /chosen/module@1 cannot be used: reg is missing",
+    ),
+    (
         "bootargs not UTF-8",
         |b| {
             b.set("/chosen", "bootargs", vec![0xc0, 0x80, 0]);

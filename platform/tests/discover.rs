@@ -449,6 +449,50 @@ fn an_empty_initrd_is_none_and_bootargs_may_lack_their_nul() {
     assert!(found.uart.is_some());
 }
 
+/// `/chosen` as a multiboot loader leaves it: modules, each with its models and its `reg`.
+fn modules(modules: &[(&str, &[&str], u64)]) -> Board {
+    let mut board = virt();
+    board
+        .unset("/chosen", "linux,initrd-start")
+        .unset("/chosen", "linux,initrd-end")
+        .set("/chosen", "#address-cells", cells(&[2]))
+        .set("/chosen", "#size-cells", cells(&[2]));
+    for (name, models, base) in modules {
+        let properties = [
+            ("compatible", text(models)),
+            ("reg", pairs(&[*base, 0x1000])),
+        ];
+        board.add("/chosen", node(name, &properties));
+    }
+    board
+}
+
+#[test]
+fn without_an_initrd_the_bundle_is_a_module() {
+    const KERNEL: &[&str] = &["multiboot,kernel", "multiboot,module"];
+    const RAMDISK: &[&str] = &["multiboot,ramdisk", "multiboot,module"];
+    const PLAIN: &[&str] = &["multiboot,module"];
+    let (first, second, third) = (0x4800_0000, 0x4900_0000, 0x4a00_0000);
+    let found = |list: &[(&str, &[&str], u64)]| machine(&mut modules(list)).initrd;
+    let at = |base| Some(range(base, 0x1000));
+    assert_eq!(found(&[]), None);
+    assert_eq!(found(&[("module@1", &["other"], first)]), None);
+    for alone in [KERNEL, RAMDISK, PLAIN, &["multiboot,kernel"]] {
+        assert_eq!(found(&[("module@1", alone, first)]), at(first));
+    }
+    let kernel = ("module@1", KERNEL, first);
+    let (plain, ramdisk) = (("module@2", PLAIN, second), ("module@3", RAMDISK, third));
+    assert_eq!(found(&[kernel, plain]), at(second));
+    assert_eq!(found(&[kernel, plain, ramdisk]), at(third));
+    assert_eq!(found(&[kernel, ("module@4", KERNEL, second)]), at(first));
+    // An initrd goes first.
+    let mut board = modules(&[ramdisk]);
+    board
+        .set("/chosen", "linux,initrd-start", cells(&[0x4b00_0000]))
+        .set("/chosen", "linux,initrd-end", cells(&[0x4b00_1000]));
+    assert_eq!(machine(&mut board).initrd, at(0x4b00_0000));
+}
+
 #[test]
 fn deleted_nodes_and_properties_leave_nothing_behind() {
     // NOP tokens where QEMU and boot loaders delete: between properties, before and between nodes.

@@ -3,7 +3,7 @@
 pub mod command;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -99,7 +99,7 @@ impl Bundle {
         archive.finish()
     }
 
-    /// Writes the configuration's text and lists the files that it calls `image-0`, `image-1`, ...; each file once.
+    /// Writes the configuration's text and lists the files that it calls `image-0`, `image-1`, ...; each once, whatever its names.
     #[must_use]
     pub fn conf(&self) -> (String, Vec<PathBuf>) {
         let mut images = Vec::new();
@@ -164,11 +164,24 @@ const fn on_off(value: bool) -> &'static str {
 fn index_of(images: &mut Vec<PathBuf>, image: &Path) -> usize {
     images
         .iter()
-        .position(|known| known == image)
+        .position(|known| known == image || is_same(known, image))
         .unwrap_or_else(|| {
             images.push(image.to_path_buf());
             images.len() - 1
         })
+}
+
+/// Whether two files hold the same; what cannot be read is no other's like, and said when it is added.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let open = |path: &Path| Some((File::open(path).ok()?, path.metadata().ok()?.len()));
+    let (Some((one, bytes)), Some((other, length))) = (open(one), open(other)) else {
+        return false;
+    };
+    let (one, other) = (BufReader::new(one).bytes(), BufReader::new(other).bytes());
+    bytes == length
+        && one
+            .zip(other)
+            .all(|(a, b)| matches!((a, b), (Ok(a), Ok(b)) if a == b))
 }
 
 /// A cpio archive in the "newc" format under way.
@@ -302,6 +315,36 @@ mod tests {
              vm b\nkernel image-0\ninitrd image-1\nmemory 536870912\nvcpus 1\nmte off\n\
              tag-budget 8192\npolicy eager\ncmdline console=ttyAMA0 quiet\n"
         );
+    }
+
+    #[test]
+    fn files_with_the_same_bytes_are_stored_once() {
+        let dir = crate::run::scratch::Scratch::new().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let kernels = [
+            file("a", b"12345"),
+            file("copy", b"12345"),
+            file("other", b"12346"),
+            file("longer", b"123456"),
+            file("start", b"1234"),
+        ];
+        let bundle = Bundle {
+            guests: kernels.iter().map(|kernel| guest("a", kernel)).collect(),
+            ..Bundle::default()
+        };
+        let (conf, images) = bundle.conf();
+        let [first, _, other, longer, start] = kernels.clone();
+        assert_eq!(images, [first, other, longer, start]);
+        let named: Vec<&str> = conf
+            .lines()
+            .filter(|line| line.starts_with("kernel "))
+            .collect();
+        let numbers = [0, 0, 1, 2, 3].map(|number| format!("kernel image-{number}"));
+        assert_eq!(named, numbers);
     }
 
     #[test]

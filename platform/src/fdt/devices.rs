@@ -241,7 +241,7 @@ fn stdout(tree: &Tree<'_, '_>, chosen: Option<NodeId>) -> Option<NodeId> {
     tree.find(tree.string(aliases, path)?)
 }
 
-/// Reads the range of the initrd.
+/// Reads the range of the initrd; without one, that of a module that a multiboot loader has described.
 pub(super) fn initrd(
     tree: &Tree<'_, '_>,
     chosen: Option<NodeId>,
@@ -254,7 +254,7 @@ pub(super) fn initrd(
         .iter()
         .all(|name| tree.property(chosen, name).is_none())
     {
-        return Ok(None);
+        return module(tree, chosen);
     }
     let [start, end] = names.map(|name| tree.u64(chosen, name));
     match (start, end) {
@@ -262,6 +262,23 @@ pub(super) fn initrd(
         (Some(from), Some(to)) if from < to => Ok(MemRange::new(from, to - from)),
         _ => Err(DiscoverError::Initrd { start, end }),
     }
+}
+
+/// Reads the range of the ramdisk among the modules; else of the first that is no kernel; else of the first.
+fn module(tree: &Tree<'_, '_>, chosen: NodeId) -> Result<Option<MemRange>, DiscoverError> {
+    let models = ["multiboot,ramdisk", "multiboot,kernel", "multiboot,module"];
+    let rank = |&id: &NodeId| match models.map(|model| tree.compatible(id, model)) {
+        [true, ..] => Some(0),
+        [_, true, _] => Some(2),
+        [_, _, true] => Some(1),
+        _ => None,
+    };
+    let modules = tree.children(chosen).filter(|id| rank(id).is_some());
+    let Some(id) = modules.min_by_key(rank) else {
+        return Ok(None);
+    };
+    let ranges = tree.reg(id).map_err(|error| bad_reg(tree, id, error))?;
+    Ok(ranges.first().copied())
 }
 
 /// Reads the command line.
