@@ -10,7 +10,7 @@ use aarch64_cpu::registers::{
 use core::ops::Range;
 use platform::features::{CpuFeatures, IdRegisters};
 
-use stage2::addr::{Frame, FrameRange, PhysAddr};
+use stage2::addr::{Frame, PhysAddr};
 
 use super::ich::VirtualInterface;
 use super::maintenance::write_frame;
