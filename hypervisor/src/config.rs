@@ -57,6 +57,8 @@ pub struct VmConfig {
     pub mte: bool,
     /// The most tag storage that may be reserved for it, bytes, as configured: see [`Self::tag_budget_bytes`].
     pub tag_budget: Option<u64>,
+    /// The CPUs on which its vCPUs may run (bit `n`: CPU `n`, the boot CPU is 0).
+    pub cpus: u64,
     /// Policy for this VM; `auto` is the machine's.
     pub policy: PolicyChoice,
     /// Random bytes for its first start; empty: it gets none.
@@ -255,6 +257,7 @@ impl Config {
             vcpus: 1,
             mte: true,
             tag_budget: None,
+            cpus: u64::MAX,
             policy: PolicyChoice::Auto,
             seed: Vec::new(),
         });
@@ -277,7 +280,7 @@ impl Config {
     }
 }
 
-const VM_KEYS: [&str; 8] = [
+const VM_KEYS: [&str; 9] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -285,6 +288,7 @@ const VM_KEYS: [&str; 8] = [
     "vcpus",
     "mte",
     "tag-budget",
+    "cpu-mask",
     "seed",
 ];
 const POLICIES: &[(&str, PolicyChoice)] = &[
@@ -339,6 +343,7 @@ impl VmConfig {
             }
             "mte" => self.mte = switch(value)?,
             "tag-budget" => self.tag_budget = Some(number(value, "a number of bytes")?),
+            "cpu-mask" => self.cpus = number(value, "a mask of CPUs")?,
             "seed" => self.seed = seed(value)?,
             _ => return Err(Problem::UnknownKey(key.to_string())),
         }
@@ -402,7 +407,7 @@ mod tests {
 
     const GOOD: &str = "tagvisor 1\npolicy lazy\neviction-rate 0\ncompact-below 40\nbatch on\nreport-key 00ff\n# a comment\n\nvm a\nkernel image-0\n\
         initrd image-1\nmemory 536870912\nvcpus 2\nmte off\ncmdline console=ttyAMA0  two  spaces\n\
-        vm b\nkernel image-0\ntag-budget 8192\npolicy eager\nmemory 2097152\n";
+        vm b\nkernel image-0\ntag-budget 8192\ncpu-mask 5\npolicy eager\nmemory 2097152\n";
 
     #[test]
     fn all_keys_are_understood() {
@@ -421,6 +426,7 @@ mod tests {
         );
         assert_eq!(a.cmdline, "console=ttyAMA0  two  spaces");
         assert_eq!((b.vcpus, b.mte, b.initrd.as_deref()), (1, true, None));
+        assert_eq!((a.cpus, b.cpus), (u64::MAX, 0b101));
         assert_eq!((a.policy, a.tag_budget_bytes()), (PolicyChoice::Auto, 0));
         assert_eq!(
             (b.policy, b.tag_budget_bytes()),

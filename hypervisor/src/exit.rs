@@ -9,6 +9,7 @@ use stage2::memory::Memory;
 
 use crate::cpu::Cpu;
 use crate::devices::mmio::{Target, UART_INTID};
+use crate::devices::pv_time::{self, PvTimeCall};
 use crate::devices::vgic::SgiGroup;
 use crate::devices::vpsci::{NOT_SUPPORTED, Outcome, VcpuPower, answer, random};
 use crate::report::End;
@@ -95,6 +96,8 @@ pub struct Env<'a, C> {
     pub mapped: Option<MappedPage>,
     /// The physical counter now.
     pub now: u64,
+    /// Its counts in a second.
+    pub frequency: u64,
 }
 
 /// Answers one synchronous exit of `vcpu`.
@@ -270,7 +273,10 @@ fn tag_access<C: Cpu>(
 fn wait_for_leave(vm: &mut Vm, vcpu: usize) -> Next {
     let at = Some(vm.throttle.next());
     if let Some(vcpu) = vm.vcpus.get_mut(vcpu) {
-        vcpu.waiting = Some(Wake { at });
+        vcpu.waiting = Some(Wake {
+            at,
+            by_interrupt: false,
+        });
     }
     Next::Yield
 }
@@ -420,10 +426,12 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
     };
     let arguments = [0, 1, 2, 3].map(|index| context.register(index));
     // SMCCC 1.2, 2.9: the immediate is 0; other values are nobody's.
-    let outcome = if imm == 0 {
-        answer(&*vm, env.hw, arguments)
-    } else {
-        Outcome::Return(NOT_SUPPORTED)
+    let [x0, x1, ..] = arguments;
+    let outcome = match pv_time::decode(x0, x1) {
+        _ if imm != 0 => Outcome::Return(NOT_SUPPORTED),
+        Some(PvTimeCall::Answer(value)) => Outcome::Return(value),
+        Some(PvTimeCall::Start) => Outcome::Return(show_stolen_time(vm, vcpu, env)),
+        None => answer(&*vm, env.hw, arguments),
     };
     let Some(state) = vm.vcpus.get_mut(vcpu) else {
         return Next::Yield;
@@ -476,6 +484,22 @@ fn call<C: Cpu>(imm: u16, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Nex
     Next::Resume
 }
 
+/// Begins to tell the guest how much of the vCPU's time others have had. Returns where.
+fn show_stolen_time<C: Cpu>(vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> i64 {
+    let page = vm.pv_time_page();
+    let frame = env.memory.populate(env.cpu, vm.id, page);
+    let (Ok(frame), Some(state)) = (frame, vm.vcpus.get_mut(vcpu)) else {
+        return NOT_SUPPORTED;
+    };
+    state.stolen.shown = true;
+    let words = state.stolen.words(vcpu, env.frequency);
+    for (index, word) in words {
+        env.cpu.write(frame, index, word);
+    }
+    let [(first, _), _] = words;
+    page.get() as i64 + first as i64 * size_of::<u64>() as i64
+}
+
 fn wait_for_event<C: Cpu>(wait: Wait, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>) -> Next {
     vm.exits.wait += 1;
     skip(vm, vcpu);
@@ -500,7 +524,10 @@ fn wait_until<C: Cpu>(at: Option<u64>, vm: &mut Vm, vcpu: usize, env: &mut Env<'
         return Next::Resume;
     }
     if let Some(vcpu) = vm.vcpus.get_mut(vcpu) {
-        vcpu.waiting = Some(Wake { at });
+        vcpu.waiting = Some(Wake {
+            at,
+            by_interrupt: true,
+        });
     }
     Next::Yield
 }

@@ -1,6 +1,6 @@
 //! The device tree of a guest: QEMU virt's machine, with what this hypervisor gives of it.
 //!
-//! RAM in one piece, CPUs by PSCI over HVC, GICv3, the architectural timer, a PL011, and `/chosen`. All numbers come
+//! RAM in one piece, of which the page for stolen time is reserved, CPUs by PSCI over HVC, GICv3, the architectural timer, a PL011, and `/chosen`. All numbers come
 //! from the same constants as the devices'.
 
 use alloc::format;
@@ -13,7 +13,7 @@ use stage2::addr::PAGE_SIZE;
 use writer::FdtWriter;
 
 use crate::devices::{AFFINITY_MASK, mmio};
-use crate::image::RAM_BASE;
+use crate::image::{self, RAM_BASE};
 
 mod writer;
 
@@ -119,7 +119,7 @@ pub fn build(machine: &GuestMachine<'_>) -> Result<Vec<u8>, FdtError> {
     clock(&mut fdt, machine);
     uart(&mut fdt);
     fdt.end();
-    let fdt = fdt.finish();
+    let fdt = fdt.finish([image::pv_time_page(machine.memory_bytes), PAGE_SIZE]);
     if fdt.len() > MAX_FDT_BYTES {
         return Err(FdtError::TooLarge(fdt.len()));
     }

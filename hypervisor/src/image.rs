@@ -100,6 +100,12 @@ fn word(header: &[u8], at: usize) -> u64 {
         .map_or(0, u64::from_le_bytes)
 }
 
+/// Returns the page of RAM in which a guest is told about stolen time: the last, which its DTB reserves.
+#[must_use]
+pub const fn pv_time_page(memory: u64) -> u64 {
+    RAM_BASE + memory - PAGE_SIZE
+}
+
 /// Places a kernel, an initrd of `initrd_bytes` and a DTB in `memory` bytes of RAM (a multiple of 2 MiB).
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 
 use alloc::boxed::Box;
 
+use crate::devices::pv_time::StolenTime;
 use crate::devices::vgic::ListRegisters;
 use crate::devices::vpsci::VcpuPower;
 use crate::devices::vtimer::EmulatedTimer;
@@ -67,15 +68,23 @@ pub struct Vcpu {
     pub waiting: Option<Wake>,
     /// The CPU that runs it while it is on: its place among those that run guests.
     pub home: usize,
+    /// That CPU has its registers in hardware.
+    pub loaded: bool,
+    /// The count at which it was last on the CPU, or became ready since.
+    pub ready_at: u64,
+    /// What others have taken of its time.
+    pub stolen: StolenTime,
     /// It starts with the registers of a reset: what hardware or memory holds of it is void.
     pub fresh: bool,
 }
 
-/// What ends a wait besides an interrupt.
+/// What ends a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wake {
-    /// The count at which WFIT or WFET gives up.
+    /// The count at which it is over anyhow.
     pub at: Option<u64>,
+    /// An interrupt ends it, as it ends a WFI; else the guest is not to run before `at`.
+    pub by_interrupt: bool,
 }
 
 impl Vcpu {
@@ -92,6 +101,9 @@ impl Vcpu {
             power: VcpuPower::Off,
             waiting: None,
             home: 0,
+            loaded: false,
+            ready_at: 0,
+            stolen: StolenTime::default(),
             fresh: true,
         }
     }

@@ -67,6 +67,8 @@ pub enum StartError {
     Gic(VgicError),
     /// A file that the bundle does not have.
     NoFile(String),
+    /// None of its CPUs runs guests.
+    NoCpu,
     /// More VMs than VMIDs.
     TooMany,
     /// Policy lazy, and no FEAT_MTE_PERM.
@@ -87,6 +89,7 @@ impl fmt::Display for StartError {
             Self::Fdt(error) => write!(f, "no device tree for it: {error}"),
             Self::Gic(error) => write!(f, "no GIC for it: {error}"),
             Self::NoFile(name) => write!(f, "the bundle has no file `{name}`"),
+            Self::NoCpu => write!(f, "none of its CPUs is there: allow it others"),
             Self::TooMany => write!(f, "there are no more VMIDs"),
             Self::NotLazy => write!(
                 f,
@@ -256,6 +259,7 @@ impl Vm {
     ) -> Result<(), StartError> {
         self.vgic = Vgic::new(self.config.vcpus, SPIS).map_err(StartError::Gic)?;
         self.uart = Vuart::new();
+        self.throttle = Throttle::new(board.eviction_rate, board.frequency);
         self.vcpus = (0..self.config.vcpus)
             .map(|_| Vcpu::new(board.list_registers))
             .collect();
@@ -293,6 +297,12 @@ impl Vm {
             log::warn!("vm={} makes more mistakes: not shown", self.config.name);
         }
         self.warnings = self.warnings.saturating_add(1);
+    }
+
+    /// Returns the page in which its guest is told about stolen time.
+    #[must_use]
+    pub const fn pv_time_page(&self) -> Ipa {
+        Ipa::new(image::pv_time_page(self.config.memory))
     }
 
     /// Returns MPIDR_EL1 as `vcpu` reads it.

@@ -11,7 +11,7 @@ use hypervisor::exit::{Failure, Next, PHYSICAL_TIMER_INTID};
 use hypervisor::traps::id_regs::{IdReg, Need};
 use hypervisor::traps::inject::Injected;
 use hypervisor::vcpu::Wake;
-use stage2::addr::Ipa;
+use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::fakes::SimMachine;
 use stage2::guest::{MemError, Policy};
 use support::*;
@@ -328,17 +328,58 @@ fn firmware_is_called_for_a_workaround_that_is_needed_and_for_no_other() {
     assert_eq!(rig.cpu.worked_around, [0x8000_8000]);
 }
 
+#[test]
+fn each_vcpu_is_told_where_its_stolen_time_is() {
+    const PV_TIME_ST: u64 = 0xc500_0021;
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::new(policy);
+        let last = BASE + 8 * MIB - PAGE_SIZE;
+        rig.vcpu(1).stolen.counts = 2_500_000;
+        for vcpu in [0, 1] {
+            assert_eq!(
+                rig.hvc_of(vcpu, [0x8000_0001, 0xc500_0020, 0, 0]),
+                Next::Resume
+            );
+            assert_eq!(rig.vcpu(vcpu).context.x[0], 0);
+            assert_eq!(
+                rig.hvc_of(vcpu, [0xc500_0020, PV_TIME_ST, 0, 0]),
+                Next::Resume
+            );
+            assert_eq!(rig.vcpu(vcpu).context.x[0], 0);
+            assert!(!rig.vcpu(vcpu).stolen.shown, "not before it asks where");
+            assert_eq!(rig.hvc_of(vcpu, [PV_TIME_ST, 0, 0, 0]), Next::Resume);
+            assert_eq!(rig.vcpu(vcpu).context.x[0], last + 64 * vcpu as u64);
+            assert!(rig.vcpu(vcpu).stolen.shown);
+        }
+        let page = rig.ram(0, last, 128);
+        let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+        assert_eq!((word(0), word(8)), (0, 0), "{policy:?}");
+        assert_eq!((word(64), word(72)), (0, 2_500_000_000), "{policy:?}");
+        rig.context().x[0] = PV_TIME_ST;
+        rig.exit(0x16 << 26 | IL | 1, 0, 0);
+        assert_eq!(rig.context().x[0] as i64, -1, "HVC #1 is nobody's");
+    }
+}
+
 // Row 11: waits.
 
 const WFI: u64 = 0x01 << 26 | IL;
 const WFIT: u64 = WFI | 2;
+
+/// A wait that an interrupt ends, or the count `at`.
+fn until(at: Option<u64>) -> Wake {
+    Wake {
+        at,
+        by_interrupt: true,
+    }
+}
 
 #[test]
 fn wfi_sleeps_behind_itself_until_an_interrupt() {
     let mut rig = Rig::new(Policy::Lazy);
     assert_eq!(rig.exit(WFI, 0, 0), Next::Yield);
     assert_eq!(rig.context().pc, PC + 4);
-    assert_eq!(rig.vcpu(0).waiting, Some(Wake { at: None }));
+    assert_eq!(rig.vcpu(0).waiting, Some(until(None)));
     assert_eq!(rig.vcpu(1).waiting, None);
 }
 
@@ -384,7 +425,7 @@ fn wfit_sleeps_until_its_register_says() {
     for (rt, at) in [(4, 0xa5a5_0000_1234_8704), (31, 0)] {
         let mut rig = Rig::new(Policy::Lazy);
         assert_eq!(rig.exit(WFIT | 1 << 2 | rt << 5, 0, 0), Next::Yield);
-        assert_eq!(rig.vcpu(0).waiting, Some(Wake { at: Some(at) }));
+        assert_eq!(rig.vcpu(0).waiting, Some(until(Some(at))));
     }
 }
 

@@ -14,6 +14,7 @@ use hypervisor::devices::vpsci::VcpuPower;
 use hypervisor::exit::{Next, PHYSICAL_TIMER_INTID};
 use hypervisor::image::PlacementError;
 use hypervisor::report::End;
+use hypervisor::throttle::Throttle;
 use hypervisor::traps::sysreg::VcpuSysRegs;
 use hypervisor::vcpu::Wake;
 use hypervisor::vm::{Images, StartError, Vm};
@@ -177,7 +178,13 @@ fn cpu_suspend_waits_like_wfi_and_returns_success() {
     let mut rig = Rig::new(Policy::Lazy);
     assert_eq!(rig.hvc([CPU_SUSPEND, 0, 0, 0]), Next::Yield);
     assert_eq!((rig.context().x[0], rig.context().pc), (0, PC));
-    assert_eq!(rig.vcpu(0).waiting, Some(Wake { at: None }));
+    assert_eq!(
+        rig.vcpu(0).waiting,
+        Some(Wake {
+            at: None,
+            by_interrupt: true
+        })
+    );
     for (x, code) in [
         ([CPU_SUSPEND, 1 << 20, 0, 0], -2),
         ([CPU_SUSPEND, 1 << 16, 3, 0], -9),
@@ -491,6 +498,10 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
         for _ in 0..3 {
             use_memory(&mut rig);
             rig.exit(0x01 << 26 | IL, 0, 0);
+            let mut throttle = Throttle::new(1, 1000);
+            throttle.spend(1000);
+            assert_eq!(throttle.leave(rig.now), 0);
+            rig.vms[0].throttle = throttle;
             let kernel = kernel();
             let images = images(&kernel);
             let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
@@ -500,6 +511,12 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
             rig.check();
 
             let vm = &rig.vms[0];
+            let leave = vm.throttle.clone().leave(rig.now);
+            assert_eq!(
+                leave,
+                u64::MAX,
+                "evictions of a former life are not charged to it"
+            );
             let info = vm.info(&rig.memory);
             assert_eq!(format!("{:?}", info.pages), format!("{:?}", fresh.pages));
             assert_eq!(info.reserved_bytes, fresh.reserved_bytes);

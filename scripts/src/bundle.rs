@@ -51,6 +51,8 @@ pub struct Guest {
     pub memory_bytes: u64,
     /// Its virtual CPUs.
     pub vcpus: u32,
+    /// The CPUs that its virtual CPUs may run on (bit `n`: CPU `n`); none: all.
+    pub cpu_mask: Option<u64>,
     /// Whether it sees MTE.
     pub mte: bool,
     /// The most tag storage that may be reserved for it, in bytes; none: as much as all its memory needs.
@@ -141,6 +143,9 @@ impl Guest {
         }
         lines.push(format!("memory {}", self.memory_bytes));
         lines.push(format!("vcpus {}", self.vcpus));
+        if let Some(mask) = self.cpu_mask {
+            lines.push(format!("cpu-mask {mask}"));
+        }
         lines.push(format!("mte {}", on_off(self.mte)));
         if let Some(bytes) = self.tag_budget {
             lines.push(format!("tag-budget {bytes}"));
@@ -282,6 +287,7 @@ mod tests {
             initrd: None,
             memory_bytes: 512 << 20,
             vcpus: 1,
+            cpu_mask: None,
             mte: true,
             tag_budget: None,
             policy: Policy::Auto,

@@ -14,7 +14,7 @@ mod machine;
 
 use guest::{RawVm, guest, most_tags, policy};
 pub use machine::{DEFAULT_CPUS, DEFAULT_MEMORY};
-use machine::{RawMachine, machine};
+use machine::{MOST_CPUS, RawMachine, machine};
 
 const MOST_GUESTS: usize = 64;
 
@@ -133,7 +133,7 @@ impl Config {
     pub fn load_for_any_machine(file: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
         let text = text_of(file)?;
         let source = Source { file, text: &text };
-        Ok(Self::read(&source, overrides)?.0)
+        Ok(Self::read(&source, overrides, false)?.0)
     }
 
     /// Checks the text of a configuration file.
@@ -142,15 +142,17 @@ impl Config {
     /// As of [`Config::load`].
     pub fn parse(text: &str, file: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
         let source = Source { file, text };
-        let (config, last) = Self::read(&source, overrides)?;
+        let (config, last) = Self::read(&source, overrides, true)?;
         config.fits().map_err(|text| source.error(last, text))?;
         Ok(config)
     }
 
-    /// Reads all but what concerns the guests together, and where the last guest's memory is said.
+    /// Reads all but what concerns the guests together, and where the last guest's memory is said. Whether the machine has as many
+    /// CPUs as the configuration says may be `known`.
     fn read(
         source: &Source<'_>,
         overrides: Overrides,
+        known: bool,
     ) -> Result<(Self, Option<usize>), ConfigError> {
         let raw: RawConfig = toml::from_str(source.text).map_err(|error| {
             source.error(error.span().map(|span| span.start), error.message().trim())
@@ -168,8 +170,9 @@ impl Config {
                 "a machine runs at most 64 guests: remove some",
             ));
         }
+        let cpus = if known { config.cpus } else { MOST_CPUS };
         for vm in &raw.vm {
-            let mut guest = guest(source, vm, &config)?;
+            let mut guest = guest(source, vm, &config.guests, cpus)?;
             if overrides.policy.is_none() {
                 guest.policy = policy(source, vm, config.policy)?;
             }
@@ -198,6 +201,7 @@ impl Config {
             initrd: Some(initrd),
             memory_bytes: 512 << 20,
             vcpus: 1,
+            cpu_mask: None,
             mte: true,
             tag_budget: None,
             policy: Policy::Auto,

@@ -28,6 +28,7 @@ pub struct Guest {
     initrd: Option<PathBuf>,
     memory: String,
     vcpus: u32,
+    cpus: Vec<u32>,
     cmdline: String,
     mte: bool,
     tag_budget: Option<u64>,
@@ -46,6 +47,7 @@ impl Guest {
             initrd: None,
             memory: "64M".to_owned(),
             vcpus: 1,
+            cpus: Vec::new(),
             cmdline: String::new(),
             mte: true,
             tag_budget: None,
@@ -64,6 +66,7 @@ impl Guest {
             initrd: Some(initramfs(image)?),
             memory: "512M".to_owned(),
             vcpus: 1,
+            cpus: Vec::new(),
             cmdline: "console=ttyAMA0 tagvisor.batch".to_owned(),
             mte: true,
             tag_budget: None,
@@ -79,6 +82,7 @@ impl Guest {
             initrd: self.initrd.clone(),
             memory_bytes: parse_size(&self.memory).map_err(Error::msg)?,
             vcpus: self.vcpus,
+            cpu_mask: None,
             mte: self.mte,
             tag_budget: self.tag_budget,
             policy: self.policy,
@@ -114,6 +118,13 @@ impl Guest {
     #[must_use]
     pub const fn vcpus(mut self, vcpus: u32) -> Self {
         self.vcpus = vcpus;
+        self
+    }
+
+    /// Keeps its vCPUs on these CPUs.
+    #[must_use]
+    pub fn on_cpus(mut self, cpus: &[u32]) -> Self {
+        self.cpus = cpus.to_vec();
         self
     }
 
@@ -220,6 +231,9 @@ impl Scenario {
             );
             if let Some(initrd) = &guest.initrd {
                 let _ = writeln!(text, "initrd = {initrd:?}");
+            }
+            if !guest.cpus.is_empty() {
+                let _ = writeln!(text, "cpus = {:?}", guest.cpus);
             }
             if let Some(bytes) = guest.tag_budget {
                 let _ = writeln!(text, "tag_budget = {bytes}");

@@ -230,3 +230,78 @@ fn two_cpus_that_panic_at_once_say_it_once() {
     let panics = run.finished.output.matches("PANIC").count();
     assert_eq!(panics, 1, "{}", run.transcript());
 }
+
+/// Permille of a CPU that two busy guests ran, on two CPUs; both were given the first one.
+fn two_on_the_first_of_two_cpus(place: impl Fn(Guest) -> Guest) -> [u64; 2] {
+    let busy = |name| {
+        let guest = Guest::bare("el1-neighbour").unwrap().named(name);
+        place(guest.cmdline("mode=share from=300 to=700"))
+    };
+    let short = Guest::bare("el1-hello").unwrap();
+    let scenario = Scenario::of(busy("a")).and(short).and(busy("b"));
+    let run = run(&on("2", scenario.with(&["--icount"])));
+    ["a", "b"].map(|name| {
+        let line = run.guest_line(name, "DONE share ran=");
+        let ran = line.strip_prefix("DONE share ran=").unwrap();
+        ran.parse().unwrap()
+    })
+}
+
+#[test]
+fn a_cpu_without_work_takes_a_vcpu_over_that_waits_for_another() {
+    let shares = two_on_the_first_of_two_cpus(|guest| guest);
+    assert!(shares.iter().all(|share| *share > 950), "{shares:?}");
+}
+
+#[test]
+fn a_vcpu_runs_on_no_cpu_that_its_vm_is_not_allowed() {
+    let shares = two_on_the_first_of_two_cpus(|guest| guest.on_cpus(&[0]));
+    assert!(
+        shares.iter().all(|share| (480..=520).contains(share)),
+        "{shares:?}"
+    );
+}
+
+#[test]
+fn a_vcpu_that_waits_by_wfe_gives_way_to_the_one_it_waits_for() {
+    let scenario = Scenario::of(smp(2, "mode=turns n=200")).with(&["--icount"]);
+    let run = run(&on("1", scenario));
+    let line = run.guest_line("smp", "DONE turns up=1 us=");
+    let us: u64 = line
+        .strip_prefix("DONE turns up=1 us=")
+        .and_then(|us| us.parse().ok())
+        .unwrap_or_else(|| panic!("{}", run.transcript()));
+    // 400 slices of 2.5 ms would be a second.
+    assert!(us < 50_000, "{us} us");
+}
+
+#[test]
+fn linux_is_told_what_others_took_of_its_time() {
+    let guest = |name| {
+        Guest::linux("marks")
+            .unwrap()
+            .named(name)
+            .memory("128M")
+            .cmdline("console=ttyAMA0 work=boot mtemib=1")
+    };
+    let steal = |run: &Run, name| {
+        let found = run
+            .guest_line(name, "GUEST-STEAL ")
+            .strip_prefix("GUEST-STEAL ");
+        let ticks: u64 = found.unwrap().parse().unwrap();
+        assert!(
+            run.finished.output.contains("using stolen time PV"),
+            "{}",
+            run.transcript()
+        );
+        ticks
+    };
+    let alone = run(&on("1", Scenario::of(guest("a")).with(&["--icount"])));
+    assert_eq!(steal(&alone, "a"), 0, "{}", alone.transcript());
+    let two = Scenario::of(guest("a")).and(guest("b")).with(&["--icount"]);
+    let run = run(&on("1", two));
+    // Each was up for a second at least, half of which was the other's.
+    for name in ["a", "b"] {
+        assert!(steal(&run, name) >= 25, "{}", run.transcript());
+    }
+}

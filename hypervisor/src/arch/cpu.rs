@@ -17,7 +17,7 @@ use super::maintenance::write_frame;
 use super::regs::{instruction, read_reg, write_reg};
 use crate::cpu::Cpu;
 use crate::devices::vgic::ListRegisters;
-use crate::traps::controls::Controls;
+use crate::traps::controls::{Controls, hcr};
 use crate::traps::debug::DebugRegs;
 use crate::traps::id_regs::IdRegs;
 use crate::traps::inject::{Injected, Origin};
@@ -105,6 +105,14 @@ impl El2 {
         CNTVOFF_EL2.set(0);
         VTTBR_EL2.set(vttbr);
         isb(SY);
+    }
+}
+
+impl El2 {
+    /// Makes WFI and WFE of the guest that is loaded trap, or not.
+    pub fn trap_waits(&self, wfi: bool, wfe: bool) {
+        let others = HCR_EL2.get() & !(hcr::TWI | hcr::TWE);
+        HCR_EL2.set(others | u64::from(wfi) * hcr::TWI | u64::from(wfe) * hcr::TWE);
     }
 }
 

@@ -5,6 +5,7 @@
 //! as zero and ignores writes.
 
 pub mod mmio;
+pub mod pv_time;
 pub mod vgic;
 pub mod vpsci;
 pub mod vtimer;

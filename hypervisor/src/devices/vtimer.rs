@@ -3,6 +3,9 @@
 //! The virtual timer is the hardware's; [`deadline`] tells when a sleeping virtual CPU has to be woken for it. The
 //! physical timer is [emulated](EmulatedTimer).
 
+use super::vgic::Vgic;
+use crate::exit::VIRTUAL_TIMER_INTID;
+
 /// `CNT*_CTL.ENABLE`.
 const ENABLE: u64 = 1 << 0;
 /// `CNT*_CTL.IMASK`.
@@ -29,6 +32,15 @@ const fn is_met(cval: u64, offset: u64, now: u64) -> bool {
 /// Says whether the timer's interrupt line is high at physical count `now`, by the register values the guest left.
 pub const fn level(ctl: u64, cval: u64, offset: u64, now: u64) -> bool {
     ctl & (ENABLE | IMASK) == ENABLE && is_met(cval, offset, now)
+}
+
+/// Makes the virtual timer of `vcpu`, whose registers `ctl` and `cval` are not in hardware, pending if it is due: as if its CPU had
+/// taken the interrupt `physical`, which has to be active where the vCPU is loaded next.
+pub fn raise_if_due(vgic: &mut Vgic, vcpu: usize, timer: (u64, u64), now: u64, physical: u16) {
+    let (ctl, cval) = timer;
+    if level(ctl, cval, 0, now) && !vgic.is_hw_ppi_held(vcpu, VIRTUAL_TIMER_INTID) {
+        vgic.raise_hw_ppi(vcpu, VIRTUAL_TIMER_INTID, physical);
+    }
 }
 
 /// A timer whose registers trap: the EL1 physical timer, counting without offset.

@@ -10,7 +10,7 @@ const VERSION: u32 = 17;
 /// The oldest version whose readers understand this one.
 const LAST_COMPATIBLE: u32 = 16;
 const HEADER_BYTES: usize = 40;
-/// One entry of zeros ends the memory reservation block.
+/// An entry of the memory reservation block; one of zeros ends it.
 const RESERVATION_BYTES: usize = 16;
 
 const BEGIN_NODE: u32 = 1;
@@ -78,12 +78,12 @@ impl FdtWriter {
         }
     }
 
-    /// Ends the tree, whose nodes are closed, and returns it.
+    /// Ends the tree, whose nodes are closed, with `reserved` memory (address, bytes), and returns it.
     ///
     /// Sizes are 32-bit numbers; what is larger is larger than any limit of a caller, too.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self, reserved: [u64; 2]) -> Vec<u8> {
         self.word(END);
-        let structure = HEADER_BYTES + RESERVATION_BYTES;
+        let structure = HEADER_BYTES + 2 * RESERVATION_BYTES;
         let strings = structure + self.structure.len();
         let header = [
             MAGIC,
@@ -98,6 +98,9 @@ impl FdtWriter {
             self.structure.len() as u32,
         ];
         let mut fdt: Vec<u8> = header.iter().flat_map(|word| word.to_be_bytes()).collect();
+        for number in reserved {
+            fdt.extend_from_slice(&number.to_be_bytes());
+        }
         fdt.resize(structure, 0);
         fdt.extend_from_slice(&self.structure);
         fdt.extend_from_slice(&self.strings);

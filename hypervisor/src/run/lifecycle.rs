@@ -60,6 +60,9 @@ impl Hypervisor {
 
     fn start_vm(&mut self, config: VmConfig, cpu: &mut ThisCpu) -> Result<(), StartError> {
         let images = self.images(&config)?;
+        if config.cpus.trailing_zeros() as usize >= self.processors.len() {
+            return Err(StartError::NoCpu);
+        }
         let index = self.guests.len();
         let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut cpu.el2)?;
         if vm.config.mte && !vm.shape.mte {
@@ -187,7 +190,10 @@ impl Hypervisor {
         let (now, earliest) = (timer::counter(), started.saturating_add(timer::frequency()));
         *started = earliest.max(now);
         if let Some(first) = vm.vcpus.first_mut().filter(|_| now < earliest) {
-            first.waiting = Some(Wake { at: Some(earliest) });
+            first.waiting = Some(Wake {
+                at: Some(earliest),
+                by_interrupt: false,
+            });
         }
         self.find_cpu((index, 0), cpu.index);
     }

@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 use stage2::memory::Memory;
+use stage2::ports::TableMemory;
 
 use crate::arch::cpu::{self, El2, Relax};
 use crate::arch::switch::{CpuState, SwitchedFeatures};
@@ -87,6 +88,10 @@ struct Processor {
     entered: Option<Place>,
     /// A sleeper may have to wake, or there is a new vCPU: it looks who runs next.
     look: bool,
+    /// One of its vCPUs is ready and waits for another.
+    crowded: bool,
+    /// It may be asleep: it is told when somebody waits elsewhere.
+    idle: bool,
     /// Somebody waits until its list registers are stored.
     sync: bool,
     /// An SGI is on its way.
@@ -97,6 +102,8 @@ struct Processor {
 pub struct Hypervisor {
     board: Board,
     memory: Memory,
+    /// No page moved when a CPU last had nothing else to do, and no memory of a VM has changed since.
+    settled: bool,
     facts: Facts,
     config: Config,
     bundle: Bundle<'static>,
@@ -124,6 +131,10 @@ pub struct ThisCpu {
     loaded: Option<Place>,
     /// Takes the place of a vCPU's registers in the VM table while it is in the guest.
     context: Box<GuestContext>,
+    /// The vCPU that has just given way of its own.
+    yielding: Option<Place>,
+    /// The guest's WFI does not trap: what else this CPU could do meanwhile is nothing.
+    sleeps_in_guest: bool,
     /// EL2's timer has fired: look whether the running vCPU should give way.
     reschedule: bool,
     /// The virtual GIC knows what other vCPUs have in list registers: for the next synchronous exit.
@@ -149,6 +160,8 @@ impl ThisCpu {
             switched,
             loaded: None,
             context: Box::default(),
+            yielding: None,
+            sleeps_in_guest: false,
             reschedule: false,
             gathered: false,
         }
@@ -168,6 +181,8 @@ impl Hypervisor {
                 queue: RunQueue::new(),
                 entered: None,
                 look: false,
+                crowded: false,
+                idle: false,
                 sync: false,
                 // All but this one begin when they are called.
                 called: index != cpu.index,
@@ -176,6 +191,7 @@ impl Hypervisor {
             processors: processors.collect(),
             board: parts.board,
             memory: parts.memory,
+            settled: false,
             facts: parts.facts,
             config: parts.config,
             bundle: parts.bundle,
@@ -190,6 +206,7 @@ impl Hypervisor {
         hypervisor
     }
 
+    #[inline(never)]
     fn vcpu(&self, (vm, vcpu): Place) -> Option<&Vcpu> {
         self.guests.get(vm)?.vm.vcpus.get(vcpu)
     }
@@ -204,23 +221,31 @@ pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
             all.shut_down(&mut cpu);
         }
         all = match all.next(&mut cpu) {
-            Some(place) => run_slice(shared, all, &mut cpu, place),
+            Some(place) => {
+                let from = timer::counter();
+                let mut all = run_slice(shared, all, &mut cpu, place);
+                all.charge(cpu.index, place, from);
+                all
+            }
             None => idle(shared, all, &mut cpu),
         };
     }
 }
 
-/// Waits for an interrupt or a deadline; with nothing else to do it first moves pages together, one at a time, so that tag
-/// blocks become free.
+/// Waits for an interrupt or a deadline; with nothing else to do it first takes a vCPU over that waits for another CPU, or moves
+/// pages together, one at a time, so that tag blocks become free.
 fn idle(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu) -> Held {
-    if all.compact(cpu) {
+    if all.pull(cpu.index) || !all.settled && all.compact(cpu) {
         return all;
     }
+    all.settled = true;
     all.settle(cpu);
     timer::set_deadline(all.sleepers_deadline(cpu));
+    all.set_idle(cpu.index, true);
     drop(all);
     cpu::wait_for_interrupt();
     let mut all = shared.lock();
+    all.set_idle(cpu.index, false);
     all.take_interrupts(cpu);
     all
 }
@@ -232,6 +257,7 @@ fn run_slice(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, place: P
     }
     let until = all.slice_end(cpu);
     all.arm(place, until);
+    all.choose_traps(cpu);
     loop {
         if !all.prepare_entry(cpu, place) {
             return all;
@@ -346,7 +372,10 @@ impl Hypervisor {
                 self.find_cpu((place.0, vcpu), cpu.index);
                 return true;
             }
-            Next::Yield => self.retire(cpu, place),
+            Next::Yield => {
+                cpu.yielding = Some(place);
+                self.retire(cpu, place);
+            }
             Next::End(End::Reset) if !self.config.batch => self.stop(place.0, Fate::Restart, cpu),
             Next::End(end) => self.stop(place.0, Fate::End(end), cpu),
             Next::Fail(failure) => self.fail_vm(place.0, failure, cpu),
@@ -376,9 +405,16 @@ impl Hypervisor {
             gathered: core::mem::take(&mut cpu.gathered),
             mapped: None,
             now: timer::counter(),
+            frequency: self.board.frequency,
         };
         let next = handle(exit, vm, vcpu_index, &mut env);
         let mapped = env.mapped;
+        if mapped.is_some() {
+            self.settled = false;
+            if cpu.sleeps_in_guest {
+                self.choose_traps(cpu);
+            }
+        }
         if cfg!(debug_assertions) {
             self.check_trap(cpu, vm_index, mapped);
         }
@@ -404,6 +440,7 @@ impl Hypervisor {
             return false;
         };
         let held = vm.vgic.is_hw_ppi_held(vcpu_index, VIRTUAL_TIMER_INTID);
+        let page = vm.pv_time_page();
         let (Some(memory), Some(vcpu), Some(state), Some(last)) = (
             self.memory.guest(vm.id),
             vm.vcpus.get_mut(vcpu_index),
@@ -433,6 +470,14 @@ impl Hypervisor {
             state.el1.mdscr = vcpu.sysregs.debug.mdscr_el1();
             vcpu.lrs.reset_interface();
         }
+        vcpu.stolen.counts += timer::counter().saturating_sub(vcpu.ready_at);
+        if vcpu.stolen.shown
+            && let Some(frame) = memory.translate(&cpu.el2, page)
+        {
+            let [_, (index, time)] = vcpu.stolen.words(vcpu_index, self.board.frequency);
+            cpu.el2.write(frame, index, time);
+        }
+        vcpu.loaded = true;
         state.restore(cpu.switched);
         if vcpu.sysregs.debug.is_active() {
             let (shown, _) = comparators_shown(&self.board.hw);
@@ -470,6 +515,7 @@ impl Hypervisor {
             state.save(cpu.switched);
         }
         if let Some(vcpu) = vm.vcpus.get_mut(vcpu_index) {
+            vcpu.loaded = false;
             if vcpu.sysregs.debug.is_active() {
                 cpu::clear_comparators();
             }

@@ -1,20 +1,28 @@
-//! Who runs, and until when: round robin over the runnable vCPUs of each CPU, a time slice as long as others are on, sleepers
-//! woken by their interrupts and deadlines. A vCPU stays on the CPU that it was given when it was turned on.
+//! Who runs, and until when: of the runnable vCPUs of each CPU the one that has run least, for a slice where others wait, sleepers
+//! woken by their interrupts and deadlines. A CPU without work takes a vCPU over that waits for another one.
 
 use super::{Guest, Hypervisor, ThisCpu, interrupts};
-use crate::arch::switch::CpuState;
 use crate::arch::timer;
 use crate::devices::vpsci::VcpuPower;
-use crate::devices::vtimer::{deadline, level};
+use crate::devices::vtimer::{deadline, raise_if_due};
 use crate::exit::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
 use crate::sched::{Place, RunQueue, least_loaded};
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// Time slices per second.
-const SLICES_PER_SECOND: u64 = 100;
+const SLICES_PER_SECOND: u64 = 400;
+
+/// Counts in a slice. A sleeper keeps as much of what it could have run meanwhile.
+fn slice() -> u64 {
+    timer::frequency() / SLICES_PER_SECOND
+}
 
 fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    [one, other].into_iter().flatten().min()
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
 }
 
 impl Hypervisor {
@@ -25,7 +33,7 @@ impl Hypervisor {
     /// Gives a vCPU that has been turned on a CPU, `this` or another.
     pub(super) fn find_cpu(&mut self, place: Place, this: usize) {
         let queues = self.processors.iter().map(|processor| &processor.queue);
-        let Some(home) = least_loaded(queues, place.0) else {
+        let Some(home) = least_loaded(queues, place.0, self.allowed(place.0)) else {
             return;
         };
         let guest = self.guests.get_mut(place.0);
@@ -34,8 +42,9 @@ impl Hypervisor {
             return;
         };
         vcpu.home = home;
+        vcpu.ready_at = timer::counter();
         if let Some(processor) = self.processors.get_mut(home) {
-            processor.queue.push(place);
+            processor.queue.push(place, 0);
             processor.look = true;
         }
         self.call(home, this);
@@ -60,11 +69,112 @@ impl Hypervisor {
         self.wake_due(cpu);
         let (processor, guests) = (self.processors.get_mut(cpu.index)?, &self.guests);
         processor.look = false;
-        processor.queue.next(|(vm, vcpu)| {
-            let guest = guests.get(vm);
-            let vcpu = guest.and_then(|guest| guest.vm.vcpus.get(vcpu));
-            vcpu.is_some_and(|vcpu| vcpu.is_runnable())
-        })
+        let choice = processor
+            .queue
+            .next(slice(), cpu.yielding.take(), |(vm, vcpu)| {
+                let guest = guests.get(vm);
+                let vcpu = guest.and_then(|guest| guest.vm.vcpus.get(vcpu));
+                vcpu.is_some_and(|vcpu| vcpu.is_runnable())
+            });
+        let waiting = choice.and_then(|choice| choice.waiting);
+        processor.crowded = waiting.is_some();
+        if let Some(waiting) = waiting {
+            self.offer(waiting, cpu.index);
+        }
+        choice.map(|choice| choice.place)
+    }
+
+    /// Notes how long a vCPU has run on this CPU.
+    pub(super) fn charge(&mut self, this: usize, place: Place, from: u64) {
+        let now = timer::counter();
+        if let Some(processor) = self.processors.get_mut(this) {
+            processor.queue.charge(place, now.saturating_sub(from));
+        }
+        if let Some(vcpu) = self.vcpu_mut(place) {
+            vcpu.ready_at = now;
+        }
+    }
+
+    #[inline(never)]
+    fn vcpu_mut(&mut self, (vm, vcpu): Place) -> Option<&mut Vcpu> {
+        self.guests.get_mut(vm)?.vm.vcpus.get_mut(vcpu)
+    }
+
+    /// The CPUs (bit `n`: CPU `n`) on which vCPUs of a VM may run.
+    #[inline(never)]
+    fn allowed(&self, vm: usize) -> u64 {
+        let guest = self.guests.get(vm);
+        guest.map_or(0, |guest| guest.vm.config.cpus)
+    }
+
+    /// Wakes a CPU without work, if there is one, that may take over a vCPU which waits here.
+    #[cold]
+    fn offer(&mut self, place: Place, this: usize) {
+        let allowed = self.allowed(place.0);
+        let mut others = self.processors.iter_mut().enumerate();
+        let idle = others.find(|(index, other)| allowed >> index & 1 != 0 && other.idle);
+        if let Some((index, other)) = idle {
+            other.look = true;
+            self.call(index, this);
+        }
+    }
+
+    pub(super) fn set_idle(&mut self, this: usize, idle: bool) {
+        if let Some(processor) = self.processors.get_mut(this) {
+            processor.idle = idle;
+        }
+    }
+
+    /// Takes over a vCPU that waits for another CPU, of the longest queue. Returns whether there was any.
+    pub(super) fn pull(&mut self, this: usize) -> bool {
+        self.is_crowded() && self.pull_from_others(this)
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.processors.iter().any(|processor| processor.crowded)
+    }
+
+    #[cold]
+    fn pull_from_others(&mut self, this: usize) -> bool {
+        let (mut most, mut found) = (0, None);
+        for (index, processor) in self.processors.iter().enumerate() {
+            let queue = &processor.queue;
+            if index == this || queue.len() <= most {
+                continue;
+            }
+            let may_move = |place: &Place| {
+                let vcpu = self.vcpu(*place);
+                vcpu.is_some_and(|vcpu| vcpu.is_runnable() && !vcpu.loaded)
+                    && self.allowed(place.0) >> this & 1 != 0
+            };
+            if let Some(place) = queue.iter().find(may_move) {
+                (most, found) = (queue.len(), Some((index, place)));
+            }
+        }
+        let Some((from, place)) = found else {
+            return false;
+        };
+        let other = self.processors.get_mut(from);
+        let ahead = other.map_or(0, |other| other.queue.remove(place));
+        if let Some(processor) = self.processors.get_mut(this) {
+            processor.queue.push(place, ahead);
+        }
+        if let Some(vcpu) = self.vcpu_mut(place) {
+            vcpu.home = this;
+        }
+        true
+    }
+
+    /// Decides what of a guest's waiting traps. A WFI does not while there is nothing else that its CPU could do: then the vCPU
+    /// sleeps in the guest, and its next interrupt costs one exit. A WFE does where others wait for the CPU.
+    pub(super) fn choose_traps(&mut self, cpu: &mut ThisCpu) {
+        let crowded_anywhere = self.is_crowded();
+        let Some(processor) = self.processors.get_mut(cpu.index) else {
+            return;
+        };
+        cpu.sleeps_in_guest = self.settled && !crowded_anywhere && processor.queue.len() == 1;
+        processor.idle = cpu.sleeps_in_guest;
+        cpu.el2.trap_waits(!cpu.sleeps_in_guest, processor.crowded);
     }
 
     /// Wakes vCPUs of this CPU whose interrupt or deadline has come.
@@ -83,16 +193,17 @@ impl Hypervisor {
                 continue;
             };
             let Some(wake) = vcpu.waiting else { continue };
-            let due = cpu.loaded != Some(place) && timer_is_due(state, now);
-            if due && !vm.vgic.is_hw_ppi_held(index, VIRTUAL_TIMER_INTID) {
-                // As if this CPU had taken it: it is made active when the vCPU is loaded.
-                vm.vgic.raise_hw_ppi(index, VIRTUAL_TIMER_INTID, physical);
+            if cpu.loaded != Some(place) {
+                let timer = (state.cntv_ctl, state.el1.cntv_cval);
+                raise_if_due(&mut vm.vgic, index, timer, now, physical);
             }
             if vcpu.physical_timer.level(now) {
                 vm.vgic.set_ppi_level(index, PHYSICAL_TIMER_INTID, true);
             }
-            if wake.at.is_some_and(|at| at <= now) || vm.vgic.has_pending(index) {
+            let is_over = wake.at.is_some_and(|at| at <= now);
+            if is_over || wake.by_interrupt && vm.vgic.has_pending(index) {
                 vcpu.waiting = None;
+                vcpu.ready_at = now;
             }
         }
     }
@@ -110,6 +221,9 @@ impl Hypervisor {
             };
             let Some(wake) = vcpu.waiting else { continue };
             earliest = earlier(earliest, wake.at);
+            if !wake.by_interrupt {
+                continue;
+            }
             let in_hardware = cpu.loaded == Some(place);
             if !in_hardware && !vm.vgic.is_hw_ppi_held(index, VIRTUAL_TIMER_INTID) {
                 earliest = earlier(earliest, deadline(state.cntv_ctl, state.el1.cntv_cval, 0));
@@ -121,13 +235,13 @@ impl Hypervisor {
         earliest
     }
 
-    /// Returns when the vCPU that is about to run has to give way: at the end of a slice if anybody else is on here, or when a
+    /// Returns when the vCPU that is about to run has to give way: at the end of a slice if anybody else waits here, or when a
     /// sleeper's time comes.
     pub(super) fn slice_end(&mut self, cpu: &mut ThisCpu) -> Option<u64> {
         (cpu.reschedule, cpu.gathered) = (false, false);
-        let alone = self.queue(cpu.index)?.len() < 2;
-        let slice = (!alone).then(|| timer::counter() + timer::frequency() / SLICES_PER_SECOND);
-        earlier(slice, self.sleepers_deadline(cpu))
+        let crowded = self.processors.get(cpu.index)?.crowded;
+        let end = crowded.then(|| timer::counter() + slice());
+        earlier(end, self.sleepers_deadline(cpu))
     }
 
     /// Sets EL2's timer for the running vCPU: to `until`, or to when its own physical timer fires.
@@ -239,8 +353,4 @@ pub(super) fn raise_physical_timer(vm: &mut Vm, vcpu_index: usize) {
         vm.vgic
             .set_ppi_level(vcpu_index, PHYSICAL_TIMER_INTID, true);
     }
-}
-
-fn timer_is_due(state: &CpuState, now: u64) -> bool {
-    level(state.cntv_ctl, state.el1.cntv_cval, 0, now)
 }

@@ -460,6 +460,7 @@ impl Rig {
             gathered: self.gathered,
             mapped: None,
             now: self.now,
+            frequency: self.board.frequency,
         };
         let next = handle(exit, &mut self.vms[vm], vcpu, &mut env);
         self.mapped = env.mapped;

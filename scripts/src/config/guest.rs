@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Config, ConfigError, Source};
+use super::{ConfigError, Source};
 use crate::bundle::{Guest, Policy};
 use crate::image::{IMAGE_HEADER_BYTES, Kernel, kernel_kind};
 use crate::size::{Size, show_size};
@@ -35,6 +35,7 @@ pub(super) struct RawVm {
     cmdline: Option<Spanned<String>>,
     pub(super) memory: Spanned<Size>,
     vcpus: Option<Spanned<u32>>,
+    cpus: Option<Spanned<Vec<u32>>>,
     #[serde(default = "yes")]
     mte: bool,
     tag_budget: Option<Spanned<Size>>,
@@ -45,15 +46,15 @@ const fn yes() -> bool {
     true
 }
 
-/// Reads and checks a guest of a machine.
+/// Reads and checks a guest, after `others`, of a machine of so many CPUs.
 pub(super) fn guest(
     source: &Source<'_>,
     vm: &RawVm,
-    config: &Config,
+    others: &[Guest],
+    cpus: u32,
 ) -> Result<Guest, ConfigError> {
     let name = vm.name.get_ref();
-    check_name(name, &config.guests)
-        .map_err(|text| source.error(Some(vm.name.span().start), text))?;
+    check_name(name, others).map_err(|text| source.error(Some(vm.name.span().start), text))?;
     let (kernel, initrd) = files(source, vm)?;
     let vcpus = vm.vcpus.as_ref().map_or(1, |vcpus| *vcpus.get_ref());
     if !(1..=MOST_VCPUS).contains(&vcpus) {
@@ -73,6 +74,7 @@ pub(super) fn guest(
         initrd,
         memory_bytes: vm.memory.get_ref().0,
         vcpus,
+        cpu_mask: cpu_mask(source, vm, cpus)?,
         mte: vm.mte,
         tag_budget: tag_budget(source, vm)?,
         policy: Policy::Auto,
@@ -110,6 +112,30 @@ pub(super) fn most_tags(guest: &Guest) -> u64 {
 /// The tags of so much memory, in whole budget steps.
 const fn tags_of(memory: u64) -> u64 {
     (memory / TAG_RATIO).next_multiple_of(BUDGET_STEP)
+}
+
+/// Reads the CPUs, of a machine of so many, that a guest's virtual CPUs may run on.
+fn cpu_mask(source: &Source<'_>, vm: &RawVm, cpus: u32) -> Result<Option<u64>, ConfigError> {
+    let Some(said) = &vm.cpus else {
+        return Ok(None);
+    };
+    let name = vm.name.get_ref();
+    let mut mask = 0;
+    for &cpu in said.get_ref() {
+        if cpu >= cpus {
+            let text = format!(
+                "guest {name} is to run on CPU {cpu}, the machine has CPUs 0 to {}: choose among these",
+                cpus - 1
+            );
+            return Err(source.error(Some(said.span().start), text));
+        }
+        mask |= 1 << cpu;
+    }
+    if mask == 0 {
+        let text = format!("guest {name} is to run on no CPU: name one or leave cpus out");
+        return Err(source.error(Some(said.span().start), text));
+    }
+    Ok(Some(mask))
 }
 
 fn tag_budget(source: &Source<'_>, vm: &RawVm) -> Result<Option<u64>, ConfigError> {

@@ -13,7 +13,7 @@ pub const DEFAULT_MEMORY: u64 = 2 << 30;
 /// The CPUs of a machine whose configuration does not say them.
 pub const DEFAULT_CPUS: u32 = 2;
 const MOST_MEMORY: u64 = 64 << 30;
-const MOST_CPUS: u32 = 64;
+pub(super) const MOST_CPUS: u32 = 64;
 
 /// Regions of a machine whose configuration does not say them.
 const DEFAULT_REGIONS: u32 = 1;

@@ -33,7 +33,7 @@ const GOOD: &str = "[machine]\nmemory = \"1G\"\ncpus = 4\npolicy = \"lazy\"\n\
     eviction_rate = 100\ncompact_below = 40\nblock_size = \"8K\"\nregions = 2\n\
     [[vm]]\nname = \"a\"\nkernel = \"Image\"\ninitrd = \"initrd\"\ncmdline = \" console=ttyAMA0 \"\nmemory = \"512M\"\n\
     vcpus = 2\nmte = false\n[[vm]]\nname = \"b\"\nkernel = \"raw\"\nmemory = 4194304\n\
-    tag_budget = \"64K\"\npolicy = \"eager\"\n";
+    tag_budget = \"64K\"\npolicy = \"eager\"\ncpus = [3, 0]\n";
 
 #[test]
 fn all_keys_are_understood_and_paths_are_relative_to_the_file() {
@@ -51,6 +51,10 @@ fn all_keys_are_understood_and_paths_are_relative_to_the_file() {
     let own = |guest: &Guest| (guest.tag_budget, guest.policy);
     assert_eq!(own(&config.guests[0]), (None, Policy::Auto));
     assert_eq!(own(&config.guests[1]), (Some(65536), Policy::Eager));
+    assert_eq!(
+        (config.guests[0].cpu_mask, config.guests[1].cpu_mask),
+        (None, Some(0b1001))
+    );
     assert_eq!(config.guests[0].kernel, dir.path().join("Image"));
     assert_eq!(config.guests[0].cmdline, "console=ttyAMA0");
     assert_eq!((config.guests[0].vcpus, config.guests[0].mte), (2, false));
@@ -129,7 +133,7 @@ fn mistakes_of_form_are_named_with_their_line() {
         ),
         (
             vm("tags = 3\n"),
-            "c.toml:5: unknown field `tags`, expected one of `name`, `kernel`, `initrd`, `cmdline`, `memory`, `vcpus`, `mte`, \
+            "c.toml:5: unknown field `tags`, expected one of `name`, `kernel`, `initrd`, `cmdline`, `memory`, `vcpus`, `cpus`, `mte`, \
              `tag_budget`, `policy`",
         ),
         (
@@ -164,6 +168,14 @@ fn mistakes_of_size_are_named_with_their_line_and_a_remedy() {
         (
             vm("vcpus = 9\n"),
             "c.toml:5: a guest has 1 to 8 vCPUs: choose such a number",
+        ),
+        (
+            vm("cpus = [0, 2]\n"),
+            "c.toml:5: guest a is to run on CPU 2, the machine has CPUs 0 to 1: choose among these",
+        ),
+        (
+            vm("cpus = []\n"),
+            "c.toml:5: guest a is to run on no CPU: name one or leave cpus out",
         ),
         (
             vm("").replace("64M", "3M"),

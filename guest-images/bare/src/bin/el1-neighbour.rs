@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `spin` | keeps its vCPU busy for `ms`, without an exit of its own |
 //! | `sleep` | sleeps `n` times for `ms`, by WFI and the virtual timer |
+//! | `share` | is busy while the counter goes from `from` to `to` milliseconds, and says what part of that it ran, in permille; with `trap=1` it exits all the time, with `nap=N` it sleeps N microseconds after each millisecond |
 //! | `ipi` | starts vCPU 1, and sends it `n` SGIs, each when the one before was served; never sleeps |
 //! | `cntp` | starts the physical timer `n` times and waits for each, trapping all the time in every other round |
 //! | `suspend` | moves a virtual timer that is pending `ms` into the future and sleeps by CPU_SUSPEND, `n` times |
@@ -32,6 +33,8 @@ mod guest {
     const SGI: u64 = 3;
     /// How long something that must happen may take, in seconds.
     const PATIENCE: u64 = 5;
+    /// What the busy loop of `share` takes at most while nobody else runs, in microseconds.
+    const GAP: u64 = 20;
     /// The longest line of `echo`, in bytes.
     const LINE: usize = 64;
 
@@ -56,17 +59,45 @@ mod guest {
         say!("DONE spin");
     }
 
+    fn nap(ticks: u64) {
+        let (before, _) = trap::interrupts();
+        gic::start_timer(ticks);
+        while trap::interrupts().0 == before {
+            // Masked, or the interrupt could come between the look and the WFI.
+            execute!("wfi", "msr daifclr, #2", "isb", "msr daifset, #2");
+        }
+    }
+
+    fn share(window: core::ops::Range<u64>, traps: bool, sleep: u64) {
+        let (millisecond, gap) = (second() / 1000, GAP * second() / 1_000_000);
+        gic::enable();
+        while now() < window.start {}
+        let (mut ran, mut awake, mut last) = (0, 0, now());
+        while last < window.end {
+            if traps {
+                gic::read32(console::UART + console::FLAGS);
+            }
+            let step = now() - last;
+            last += step;
+            if step < gap {
+                ran += step;
+                awake += step;
+            }
+            if sleep != 0 && awake >= millisecond {
+                nap(sleep);
+                (awake, last) = (0, now());
+            }
+        }
+        let part = ran * 1000 / (window.end - window.start);
+        say!("DONE share ran={part}");
+    }
+
     fn sleep(ticks: u64, times: u64) {
         let mut worst = 0;
         gic::enable();
         for _ in 0..times {
-            let (before, _) = trap::interrupts();
             let start = now();
-            gic::start_timer(ticks);
-            while trap::interrupts().0 == before {
-                // Masked, or the interrupt could come between the look and the WFI.
-                execute!("wfi", "msr daifclr, #2", "isb", "msr daifset, #2");
-            }
+            nap(ticks);
             worst = worst.max(now() - start - ticks);
         }
         say!("DONE sleep times={times} late={} us", micros(worst));
@@ -188,11 +219,17 @@ mod guest {
 
     fn main(boot: Boot) -> ! {
         let line = boot.bootargs();
-        let ticks = args::number(line, "ms", 100) * second() / 1000;
+        let milliseconds = |key, default| args::number(line, key, default) * second() / 1000;
+        let ticks = milliseconds("ms", 100);
         let times = args::number(line, "n", 10);
         match args::text(line, "mode").unwrap_or_default() {
             "spin" => spin(ticks),
             "sleep" => sleep(ticks, times),
+            "share" => share(
+                milliseconds("from", 100)..milliseconds("to", 500),
+                args::number(line, "trap", 0) != 0,
+                args::number(line, "nap", 0) * second() / 1_000_000,
+            ),
             "ipi" => ipi(times),
             "cntp" => cntp(times),
             "suspend" => suspend(ticks, times),

@@ -6,6 +6,7 @@
 //! | mode | does |
 //! |---|---|
 //! | `ring` | hands an SGI round `n` times from vCPU to vCPU, all of which look for it without an exit; with `sleep=1` all but the first sleep |
+//! | `turns` | has vCPU 1 answer by a store `n` times; each waits for the other by WFE. Says how long it took |
 //! | `active` | vCPU 1 holds an SGI active, `n` times; the first reads that from its redistributor |
 //! | `again` | turns vCPU 1 on `n` times, which counts and turns itself off |
 //! | `leave` | starts all others, which never stop, and powers off |
@@ -99,6 +100,37 @@ mod guest {
         say!("DONE ring up={up} back={back}");
     }
 
+    /// Waits by WFE until vCPU `cpu` has counted to `number`.
+    fn wait_for_event(cpu: u64, number: u64) {
+        while done(cpu).load(Relaxed) < number {
+            execute!("wfe");
+        }
+    }
+
+    fn tell(cpu: u64) {
+        count(cpu);
+        execute!("dsb ish", "sev");
+    }
+
+    extern "C" fn answer() -> ! {
+        loop {
+            tell(1);
+            wait_for_event(0, done(1).load(Relaxed));
+        }
+    }
+
+    fn turns(times: u64) {
+        let up = start_all(answer);
+        let start = read_sys!("CNTVCT_EL0");
+        for round in 1..=times {
+            tell(0);
+            wait_for_event(1, round + 1);
+        }
+        let ticks = read_sys!("CNTVCT_EL0") - start;
+        let us = ticks * 1_000_000 / read_sys!("CNTFRQ_EL0");
+        say!("DONE turns up={up} us={us}");
+    }
+
     extern "C" fn hold() -> ! {
         gic::enable_cpu(1);
         loop {
@@ -180,6 +212,7 @@ mod guest {
         SLEEP.store(args::number(line, "sleep", 0), Relaxed);
         match args::text(line, "mode").unwrap_or_default() {
             "ring" => ring(times),
+            "turns" => turns(times),
             "active" => active(times),
             "again" => again(times),
             "leave" => leave(),

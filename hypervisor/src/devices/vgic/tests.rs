@@ -4,6 +4,7 @@ mod cpu;
 mod delivery;
 mod model;
 mod registers;
+mod timer;
 
 use super::*;
 use cpu::Cpu;
