@@ -1,6 +1,6 @@
 //! This CPU at EL2: what it can do, and the port that exit handling works through.
 
-use aarch64_cpu::asm::barrier::{ISH, NSH, SY, dsb, isb};
+use aarch64_cpu::asm::barrier::{NSH, SY, dsb, isb};
 use aarch64_cpu::asm::wfi;
 use aarch64_cpu::registers::{
     CNTHCTL_EL2, CNTV_CTL_EL0, CNTVOFF_EL2, CPACR_EL1, CPTR_EL2, ELR_EL1, FAR_EL1, HCR_EL2,
