@@ -73,13 +73,13 @@ fn the_command_line_wins_over_the_file() {
     let dir = files();
     let overrides = Overrides {
         memory_bytes: Some(2 << 30),
-        cpus: Some(1),
+        cpus: Some(8),
         policy: Some(Policy::Static),
     };
     let config = Config::parse(GOOD, &dir.path().join("c.toml"), overrides).unwrap();
     assert_eq!(
         (config.memory_bytes, config.cpus, config.policy),
-        (2 << 30, 1, Policy::Static)
+        (2 << 30, 8, Policy::Static)
     );
     assert_eq!(
         config.guests[1].policy,
