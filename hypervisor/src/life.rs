@@ -22,6 +22,8 @@ enum State {
     Running,
     /// None may be loaded any more; this becomes due when the last is out of hardware.
     Stopping(Fate),
+    /// Nobody has any of it in hardware; what it had is taken away before this comes.
+    Leaving(Fate),
     /// It has ended.
     Over,
 }
@@ -88,9 +90,23 @@ impl Life {
         self.state = match (self.state, fate) {
             (State::Running, fate) => State::Stopping(fate),
             (State::Stopping(Fate::Restart), Fate::End(_)) => State::Stopping(fate),
+            (State::Leaving(Fate::Restart), Fate::End(_)) => State::Leaving(fate),
             (state, _) => state,
         };
         self.due()
+    }
+
+    /// Notes that all that a VM had has been taken away. Returns what becomes of it now.
+    #[must_use]
+    pub fn finish(&mut self) -> Option<Fate> {
+        let State::Leaving(fate) = self.state else {
+            return None;
+        };
+        self.state = match fate {
+            Fate::End(_) => State::Over,
+            Fate::Restart => State::Running,
+        };
+        Some(fate)
     }
 
     fn due(&mut self) -> Option<Fate> {
@@ -100,10 +116,7 @@ impl Life {
         if self.holders != 0 {
             return None;
         }
-        self.state = match fate {
-            Fate::End(_) => State::Over,
-            Fate::Restart => State::Running,
-        };
+        self.state = State::Leaving(fate);
         Some(fate)
     }
 }
@@ -124,7 +137,10 @@ mod tests {
         assert!(!life.is_running() && !life.is_over());
         assert_eq!(life.unload(3), None);
         assert_eq!(life.unload(0), Some(OFF));
+        assert!(!life.is_over() && !life.load(0), "it has memory");
+        assert_eq!(life.finish(), Some(OFF));
         assert!(life.is_over());
+        assert_eq!(life.finish(), None);
     }
 
     #[test]
@@ -144,6 +160,8 @@ mod tests {
         assert!(life.load(1));
         assert_eq!(life.stop(Fate::Restart), None);
         assert_eq!(life.unload(1), Some(Fate::Restart));
+        assert!(!life.is_running() && !life.load(1));
+        assert_eq!(life.finish(), Some(Fate::Restart));
         assert!(life.is_running() && life.load(1));
         assert_eq!(life.stop(Fate::Restart), None);
         assert_eq!(life.stop(STOPPED), None);
@@ -156,8 +174,10 @@ mod tests {
     fn a_vm_that_nobody_holds_stops_at_once() {
         let mut life = Life::default();
         assert_eq!(life.stop(Fate::Restart), Some(Fate::Restart));
-        assert_eq!(life.stop(OFF), Some(OFF));
+        assert_eq!(life.stop(OFF), None, "it leaves already");
         assert_eq!(life.stop(STOPPED), None);
+        assert_eq!(life.finish(), Some(OFF), "but will not start again");
+        assert!(life.is_over());
     }
 
     #[test]
@@ -172,10 +192,11 @@ mod tests {
     /// All sequences of seven steps of two CPUs: memory goes only while nobody holds it, once for each stop.
     #[test]
     fn no_sequence_of_steps_releases_what_a_cpu_holds() {
-        const STEPS: usize = 7;
+        const STEPS: usize = 8;
         for sequence in 0..STEPS.pow(7) {
             let mut life = Life::default();
             let (mut held, mut over, mut asked) = ([false; 2], false, false);
+            let mut leaving = false;
             let mut rest = sequence;
             for _ in 0..7 {
                 let (step, cpu) = (rest % STEPS, rest % 2);
@@ -183,7 +204,7 @@ mod tests {
                 let due = match step {
                     0 | 1 => {
                         let may = life.load(cpu);
-                        assert_eq!(may, !over && !asked, "{sequence}");
+                        assert_eq!(may, !over && !asked && !leaving, "{sequence}");
                         held[cpu] |= may;
                         None
                     }
@@ -192,19 +213,25 @@ mod tests {
                         life.unload(cpu)
                     }
                     4 | 5 => {
-                        asked |= !over;
+                        asked |= !over && !leaving;
                         life.stop(if step == 4 { OFF } else { STOPPED })
                     }
-                    _ => {
-                        asked |= !over;
+                    6 => {
+                        asked |= !over && !leaving;
                         life.stop(Fate::Restart)
+                    }
+                    _ => {
+                        let fate = life.finish();
+                        assert_eq!(fate.is_some(), leaving, "{sequence}");
+                        over |= matches!(fate, Some(Fate::End(_)));
+                        leaving = false;
+                        None
                     }
                 };
                 let nobody = held == [false; 2];
                 assert_eq!(due.is_some(), asked && nobody, "{sequence}");
-                if let Some(fate) = due {
-                    asked = false;
-                    over = fate != Fate::Restart;
+                if due.is_some() {
+                    (asked, leaving) = (false, true);
                 }
                 assert_eq!(life.is_over(), over, "{sequence}");
                 assert_eq!(life.holders() == 0, nobody, "{sequence}");

@@ -102,7 +102,7 @@ pub fn give_back_unused<C: Cpu>(
     env: &mut Env<'_, C>,
 ) -> Result<bool, MemError> {
     /// What is looked at in one exit.
-    const PAGES: u64 = 1024;
+    const PAGES: u64 = 64;
     let Some(state) = vm.vcpus.get_mut(vcpu) else {
         return Ok(false);
     };

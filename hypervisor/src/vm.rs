@@ -266,7 +266,19 @@ impl Vm {
         Ok(memory.reset(cpu, self.id)?)
     }
 
-    /// Ends the VM: takes its last figures and gives all its memory back.
+    /// Notes how the VM ends, and its last figures; its memory may be taken away then. The first end counts.
+    pub fn close(&mut self, end: End, memory: &Memory) {
+        if self.end.is_some() {
+            return;
+        }
+        self.end = Some(end);
+        self.last_info = Some(self.info(memory));
+        for vcpu in &mut self.vcpus {
+            vcpu.power = VcpuPower::Off;
+        }
+    }
+
+    /// Ends the VM: takes its last figures and gives all its memory back, as far as that has not been done yet.
     ///
     /// # Errors
     ///
@@ -277,14 +289,7 @@ impl Vm {
         memory: &mut Memory,
         cpu: &mut impl Cpu,
     ) -> Result<(), MemError> {
-        if self.end.is_some() {
-            return Ok(());
-        }
-        self.end = Some(end);
-        self.last_info = Some(self.info(memory));
-        for vcpu in &mut self.vcpus {
-            vcpu.power = VcpuPower::Off;
-        }
+        self.close(end, memory);
         memory.destroy(cpu, self.id)
     }
 

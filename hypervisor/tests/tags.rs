@@ -321,8 +321,10 @@ fn at_its_budget() -> Rig {
 #[test]
 fn a_vm_at_its_budget_ends_after_each_page_was_looked_at_in_vain() {
     let mut rig = at_its_budget();
-    // 2,048 pages, 1,024 a time.
-    assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
+    // 2,048 pages, 64 a time.
+    for _ in 1..32 {
+        assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
+    }
     assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::End(End::OverBudget));
 }
 
@@ -335,7 +337,7 @@ fn a_vm_that_gave_tags_up_since_another_search_is_not_over_its_budget() {
     rig.context().pc += 4;
     let faults = (0..100)
         .take_while(|_| rig.exit(TAG_ACCESS, VA, 0) == Next::Resume && rig.mapped.is_none());
-    assert!(faults.count() < 3);
+    assert!(faults.count() <= 32);
     assert_eq!(tagged(&rig), 32);
     assert_eq!(rig.run(PAGE + 32 * PAGE_SIZE, SimMachine::ldg), (0, 0));
 }

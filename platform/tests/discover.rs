@@ -480,11 +480,11 @@ fn without_an_initrd_the_bundle_is_a_module() {
     for alone in [KERNEL, RAMDISK, PLAIN, &["multiboot,kernel"]] {
         assert_eq!(found(&[("module@1", alone, first)]), at(first));
     }
-    let kernel = ("module@1", KERNEL, first);
+    let kernel = ("module@1", &["multiboot,kernel"][..], first);
     let (plain, ramdisk) = (("module@2", PLAIN, second), ("module@3", RAMDISK, third));
     assert_eq!(found(&[kernel, plain]), at(second));
     assert_eq!(found(&[kernel, plain, ramdisk]), at(third));
-    assert_eq!(found(&[kernel, ("module@4", KERNEL, second)]), at(first));
+    assert_eq!(found(&[("module@1", KERNEL, first), plain]), at(first));
     // An initrd goes first.
     let mut board = modules(&[ramdisk]);
     board

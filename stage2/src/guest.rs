@@ -9,6 +9,7 @@ use crate::descriptor::{IPA_BITS, Leaf, MemAttr, Vmid};
 use crate::frames::{NotOwned, PIECE_FRAMES, Piece, VmId};
 use crate::host::HostMemory;
 pub use crate::host::Policy;
+use crate::invariants::{Checks, Violation};
 use crate::pieces::{Page, PieceMap};
 use crate::placement::Wish;
 use crate::ports::{Hardware, TableMemory};
@@ -282,6 +283,8 @@ pub struct GuestMemory {
     pub(crate) reserved: u64,
     pub(crate) counts: Counts,
     images: [Image; IMAGES],
+    /// The first guarantee that was found lost while RAM was taken away.
+    lost: Option<MemError>,
     /// Where the search for pages that need no tags goes on.
     pub(crate) cursor: Page,
     peak: VmPeak,
@@ -308,6 +311,7 @@ impl GuestMemory {
             reserved: 0,
             counts: Counts::default(),
             images: [Image::NONE; IMAGES],
+            lost: None,
             cursor: Page(0),
             peak: VmPeak::default(),
             spec,
@@ -586,8 +590,61 @@ impl GuestMemory {
         }
     }
 
-    /// Takes all RAM away from the guest, as a reset does: each page is zero, and untouched,
-    /// afterwards. The VM keeps its root table.
+    /// Takes a part of its RAM away from a guest that does not run, and checks what is in it. All
+    /// figures are right at any time, and others may do anything between two parts. `None` if nothing
+    /// is left.
+    pub(crate) fn release<H: Hardware>(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut H,
+    ) -> Option<Result<u64, Violation>> {
+        let part = self.tables.detach(hw)?;
+        host.before_release();
+        let mut checks = Checks::default();
+        part.visit(|item| {
+            checks.check(host, self, item);
+            if let Err(lost) = self.release_item(host, hw, item) {
+                self.lost = self.lost.or(Some(lost));
+            }
+        });
+        Some(checks.result())
+    }
+
+    fn release_item<H: Hardware>(
+        &mut self,
+        host: &mut HostMemory,
+        hw: &mut H,
+        item: Visit,
+    ) -> Result<(), MemError> {
+        match item {
+            Visit::Page(_, leaf) => {
+                match self.tag_use.tagged(leaf) {
+                    true => {
+                        self.tagged -= 1;
+                        self.reserved -= host.drop_user(hw, leaf.frame)?;
+                    }
+                    false => self.no_tag_access -= 1,
+                }
+                self.ram.free_frame(host, leaf.frame)?;
+            }
+            Visit::Big(_, leaf) => {
+                self.no_tag_access -= PIECE_FRAMES;
+                if let Piece::Whole(slot) = host.chunks.piece(leaf.frame) {
+                    self.ram.give_piece(host, leaf.frame, slot);
+                }
+            }
+            Visit::Busy(_) => {}
+            Visit::Table(table, is_leaf) => {
+                host.leaf_tables -= u64::from(is_leaf);
+                host.free_table_page(table)?;
+            }
+            Visit::Corrupt(corrupt) => return Err(corrupt.into()),
+        }
+        Ok(())
+    }
+
+    /// Takes all RAM away from the guest, as a reset does: each page is as at its start, and
+    /// untouched, afterwards. The VM keeps its root table.
     ///
     /// # Errors
     /// Only a guarantee that was lost before; all that can be released has been.
@@ -596,44 +653,10 @@ impl GuestMemory {
         host: &mut HostMemory,
         hw: &mut H,
     ) -> Result<(), MemError> {
-        host.before_release();
-        let Self {
-            tables,
-            tag_use,
-            ram,
-            ..
-        } = self;
-        let (tag_use, mut result) = (*tag_use, Ok(()));
-        let detached = tables.detach(hw);
-        detached.visit(hw, |hw, item| {
-            let freed = match item {
-                Visit::Page(_, leaf) => {
-                    let dropped = match tag_use.tagged(leaf) {
-                        true => host.drop_user(hw, leaf.frame).map(drop),
-                        false => Ok(()),
-                    };
-                    let freed = dropped.and(ram.free_frame(host, leaf.frame));
-                    freed.map_err(MemError::from)
-                }
-                Visit::Big(_, leaf) => {
-                    if let Piece::Whole(slot) = host.chunks.piece(leaf.frame) {
-                        ram.give_piece(host, leaf.frame, slot);
-                    }
-                    Ok(())
-                }
-                Visit::Busy(_) => Ok(()),
-                Visit::Table(table, is_leaf) => {
-                    host.leaf_tables -= u64::from(is_leaf);
-                    host.free_table_page(table).map_err(MemError::from)
-                }
-                Visit::Corrupt(corrupt) => Err(corrupt.into()),
-            };
-            result = result.and(freed);
-        });
-        (self.tagged, self.no_tag_access, self.reserved) = (0, 0, 0);
+        while self.release(host, hw).is_some() {}
         self.tag_use = TagUse::of(&self.spec);
         self.counts.switched_to_eager = false;
-        result
+        self.lost.take().map_or(Ok(()), Err)
     }
 
     /// Gives back all that the VM has. Its VMID may be used again.

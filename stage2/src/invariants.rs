@@ -254,6 +254,48 @@ fn check_leaf(
     facts.check(host.chunks.is_tagged(frame) == tagged, not_owned)
 }
 
+fn check_big(
+    facts: &mut Facts,
+    host: &HostMemory,
+    guest: &GuestMemory,
+    (ipa, leaf): (Ipa, Leaf),
+) -> Result<(), Violation> {
+    let piece = host.chunks.piece(leaf.frame);
+    let whole = guest.ram.page(ipa).map(|page| Piece::Whole(page.slot()));
+    let frame = leaf.frame;
+    facts.check(whole == Ok(piece), Violation::NotOwned { ipa, frame })?;
+    check_leaf(facts, host, guest, (ipa, leaf))
+}
+
+/// Checks of what is about to be released.
+pub(crate) struct Checks(Facts, Result<(), Violation>);
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self(Facts::default(), Ok(()))
+    }
+}
+
+impl Checks {
+    /// Checks a leaf that is mapped no more, while the maps still tell of it.
+    pub(crate) fn check(&mut self, host: &HostMemory, guest: &GuestMemory, item: Visit) {
+        let Self(facts, result) = self;
+        let checked = match item {
+            Visit::Page(ipa, leaf) => check_leaf(facts, host, guest, (ipa, leaf)),
+            Visit::Big(ipa, leaf) => check_big(facts, host, guest, (ipa, leaf)),
+            Visit::Busy(ipa) => Err(Violation::LeftBroken(ipa)),
+            // Freeing it tells.
+            Visit::Table(..) | Visit::Corrupt(_) => Ok(()),
+        };
+        *result = result.and(checked);
+    }
+
+    /// How many facts hold, or which does not.
+    pub(crate) fn result(self) -> Result<u64, Violation> {
+        self.1.map(|()| self.0.0)
+    }
+}
+
 fn check_guest<H: TableMemory>(
     facts: &mut Facts,
     host: &HostMemory,
@@ -283,12 +325,7 @@ fn check_guest<H: TableMemory>(
             Visit::Big(ipa, leaf) => {
                 untagged += PIECE_FRAMES;
                 big += 1;
-                let piece = host.chunks.piece(leaf.frame);
-                let whole = guest.ram.page(ipa).map(|page| Piece::Whole(page.slot()));
-                let frame = leaf.frame;
-                facts
-                    .check(whole == Ok(piece), Violation::NotOwned { ipa, frame })
-                    .and(check_leaf(facts, host, guest, (ipa, leaf)))
+                check_big(facts, host, guest, (ipa, leaf))
             }
             Visit::Busy(ipa) => Err(Violation::LeftBroken(ipa)),
             Visit::Corrupt(corrupt) => Err(Violation::Corrupt(corrupt)),

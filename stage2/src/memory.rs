@@ -18,6 +18,7 @@ use crate::guest::{
     Access, Gap, GuestMemory, GuestSpec, IMAGES, Image, MemError, TagOutcome, TagUse, check_ram,
 };
 use crate::host::{HostMemory, Layout, LayoutError, Policy};
+use crate::invariants::Violation;
 use crate::lend::Holding;
 use crate::pieces::Page;
 use crate::placement::{Choice, Target, Wish};
@@ -465,8 +466,16 @@ impl Memory {
         guest.compact(host, hw, percent)
     }
 
-    /// Takes all RAM away from a guest, as a reset does: each page is zero, and untouched,
-    /// afterwards.
+    /// Takes a part of the RAM of a VM away that does not run and is to be reset or destroyed, and
+    /// checks it on the way; returns how many facts. The work is bounded, and anything may be done
+    /// between two parts. `None` if nothing is left, and for a VM without memory.
+    pub fn release(&mut self, hw: &mut impl Hardware, vm: VmId) -> Option<Result<u64, Violation>> {
+        let (host, guest) = self.parts(vm).ok()?;
+        guest.release(host, hw)
+    }
+
+    /// Takes all RAM away from a guest, as a reset does: each page is as at its start, and
+    /// untouched, afterwards.
     ///
     /// # Errors
     /// A guarantee was lost before; all that can be released has been.

@@ -362,34 +362,53 @@ impl Stage2Tables {
         None
     }
 
-    /// Takes all below the root out of the VM's reach and out of all TLBs. The root stays, empty.
-    pub fn detach(&mut self, hw: &mut impl Hardware) -> Detached {
-        let mut entries = [0; ROOT_ENTRIES];
-        for (index, entry) in entries.iter_mut().enumerate() {
-            *entry = hw.read(self.root, index);
-            if *entry != 0 {
+    /// Takes a part of what is below the root out of the VM's reach and out of all TLBs: some pages of
+    /// one level-3 table, or some 2 MiB leaves, and a table that nothing is left in. `None` if nothing
+    /// is left below the root.
+    pub fn detach(&mut self, hw: &mut impl Hardware) -> Option<Detached> {
+        let (index, raw) = first_entry(hw, self.root, ROOT_ENTRIES)?;
+        let base = Ipa::new((index as u64) << shift(Level::One));
+        let mut part = Detached::new(Slot::new(self.root, index), base, Level::One);
+        match Entry::decode(raw, Level::One) {
+            Entry::Table(middle) => {
+                part.at = (Slot::new(middle, 0), base, Level::Two);
+                match part.take(hw, MOST_LEAVES) {
+                    End::Table(at, leaves) => {
+                        let base = Ipa::new(base.get() | (at as u64) << shift(Level::Two));
+                        part.at = (Slot::new(leaves, 0), base, Level::Three);
+                        if matches!(part.take(hw, MOST_PAGES), End::Empty) {
+                            hw.write(middle, at, 0);
+                            part.table = Some((leaves, true));
+                            self.leaf_tables -= 1;
+                            self.tables -= 1;
+                        }
+                    }
+                    End::Empty => {
+                        hw.write(self.root, index, 0);
+                        part.table = Some((middle, false));
+                        self.tables -= 1;
+                        self.blocks -= part.count as u32;
+                    }
+                    End::Full => self.blocks -= part.count as u32,
+                }
+            }
+            _ => {
+                part.push(index, raw);
                 hw.write(self.root, index, 0);
             }
         }
         hw.invalidate_vm(self.vmid, self.root);
-        (self.tables, self.leaf_tables, self.blocks) = (1, 0, 0);
-        Detached {
-            root: self.root,
-            entries,
-        }
+        Some(part)
     }
 
-    /// Visits all below the root, see [`Detached::visit`].
-    pub fn visit<H: TableMemory>(&self, hw: &mut H, each: impl FnMut(&mut H, Visit)) {
-        let mut entries = [0; ROOT_ENTRIES];
-        for (index, entry) in entries.iter_mut().enumerate() {
-            *entry = hw.read(self.root, index);
+    /// Visits all below the root in the order of addresses, a table after what it holds.
+    pub fn visit<H: TableMemory>(&self, hw: &mut H, mut each: impl FnMut(&mut H, Visit)) {
+        for index in 0..ROOT_ENTRIES {
+            let raw = hw.read(self.root, index);
+            let at = Slot::new(self.root, index);
+            let ipa = Ipa::new((index as u64) << shift(Level::One));
+            visit_entry(hw, at, raw, (Level::One, ipa), &mut each);
         }
-        Detached {
-            root: self.root,
-            entries,
-        }
-        .visit(hw, each);
     }
 }
 
@@ -463,11 +482,37 @@ impl Broken {
 
 const BROKEN: u64 = Entry::Invalid(Vacancy::Broken).encode(Level::Three);
 
-/// Tables that no walker reaches any more.
-#[must_use = "the frames of detached tables must be freed"]
+/// The most pages that one part of a VM's memory has.
+const MOST_PAGES: usize = 64;
+/// The most 2 MiB leaves.
+const MOST_LEAVES: usize = 8;
+
+/// A part of a VM's memory that no walker reaches any more.
+#[must_use = "what is detached must be freed"]
 pub struct Detached {
-    root: Frame,
-    entries: [u64; ROOT_ENTRIES],
+    /// The table, the address that its first entry maps, its level.
+    at: (Slot, Ipa, Level),
+    /// Entries, with their indices.
+    entries: [(u16, u64); MOST_PAGES],
+    count: usize,
+    /// A table that is empty now, and whether it is of level 3.
+    table: Option<(Frame, bool)>,
+}
+
+/// Where taking entries out of a table has ended.
+enum End {
+    /// There may be more.
+    Full,
+    /// Nothing is left in the table.
+    Empty,
+    /// At the entry of another table, and nothing was taken.
+    Table(usize, Frame),
+}
+
+/// The first entry of a table that is not as it was when the table was new.
+fn first_entry(hw: &impl TableMemory, table: Frame, entries: usize) -> Option<(usize, u64)> {
+    let mut entries = (0..entries).map(|index| (index, hw.read(table, index)));
+    entries.find(|&(_, raw)| raw != 0)
 }
 
 /// One thing met in a visit of tables.
@@ -487,17 +532,59 @@ pub enum Visit {
 }
 
 impl Detached {
-    /// Visits each page and table in the order of addresses, a table after what it holds.
-    pub fn visit<H: TableMemory>(self, hw: &mut H, mut each: impl FnMut(&mut H, Visit)) {
-        for (index, raw) in self.entries.into_iter().enumerate() {
-            let at = Slot::new(self.root, index);
-            visit_entry(
-                hw,
-                at,
-                raw,
-                (Level::One, Ipa::new((index as u64) << 30)),
-                &mut each,
-            );
+    const fn new(at: Slot, base: Ipa, level: Level) -> Self {
+        Self {
+            at: (at, base, level),
+            entries: [(0, 0); MOST_PAGES],
+            count: 0,
+            table: None,
+        }
+    }
+
+    fn push(&mut self, index: usize, raw: u64) {
+        if let Some(entry) = self.entries.get_mut(self.count) {
+            *entry = (index as u16, raw);
+            self.count += 1;
+        }
+    }
+
+    /// Takes up to `most` entries that link no table.
+    fn take(&mut self, hw: &mut impl TableMemory, most: usize) -> End {
+        let (table, _, level) = self.at;
+        for index in 0..TABLE_ENTRIES {
+            let raw = hw.read(table.table(), index);
+            match Entry::decode(raw, level) {
+                Entry::Invalid(Vacancy::NeverMapped) => continue,
+                Entry::Table(_) if self.count > 0 => return End::Full,
+                Entry::Table(next) if level == Level::Two => return End::Table(index, next),
+                _ if self.count == most => return End::Full,
+                _ => {}
+            }
+            hw.write(table.table(), index, 0);
+            self.push(index, raw);
+        }
+        End::Empty
+    }
+
+    /// Visits each entry, then the table.
+    pub fn visit(self, mut each: impl FnMut(Visit)) {
+        let (table, base, level) = self.at;
+        for &(index, raw) in self.entries.iter().take(self.count) {
+            let index = usize::from(index);
+            let ipa = Ipa::new(base.get() | (index as u64) << shift(level));
+            each(match (Entry::decode(raw, level), level) {
+                (Entry::Invalid(_), _) => Visit::Busy(ipa),
+                (Entry::Page(leaf), Level::Three) => Visit::Page(ipa, leaf),
+                (Entry::Page(leaf), Level::Two) => Visit::Big(ipa, leaf),
+                _ => Visit::Corrupt(Corrupt {
+                    table: table.table(),
+                    index,
+                    raw,
+                }),
+            });
+        }
+        if let Some((table, is_leaf)) = self.table {
+            each(Visit::Table(table, is_leaf));
         }
     }
 }
@@ -639,22 +726,47 @@ mod tests {
     }
 
     #[test]
-    fn detached_tables_are_out_of_reach_and_can_be_used_again() {
+    fn what_is_detached_part_by_part_is_out_of_reach_and_can_be_used_again() {
         let (mut tables, mut sim) = mapped();
-        let detached = tables.detach(&mut sim);
-        assert!(
-            PAGES
-                .iter()
-                .all(|&(ipa, _)| tables.lookup(&sim, Ipa::new(ipa)).is_none())
-        );
-        let mut freed = 0;
-        detached.visit(&mut sim, |_, item| {
-            freed += u32::from(matches!(item, Visit::Table(..)))
-        });
-        assert_eq!((freed, tables.tables(), tables.leaf_tables()), (7, 1, 0));
+        let (mut pages, mut freed, mut parts) = (Vec::new(), 0, 0);
+        while let Some(part) = tables.detach(&mut sim) {
+            parts += 1;
+            assert_eq!(sim.tlb().count(), 0);
+            part.visit(|item| match item {
+                Visit::Page(ipa, leaf) => pages.push((ipa.get(), leaf.frame.number())),
+                Visit::Table(..) => freed += 1,
+                Visit::Big(..) | Visit::Busy(_) | Visit::Corrupt(_) => panic!("{item:?}"),
+            });
+            for (ipa, target) in PAGES {
+                let leaf = tables.lookup(&sim, Ipa::new(ipa));
+                let gone = pages.contains(&(ipa, target));
+                assert_eq!(leaf.is_none(), gone, "{ipa:#x}");
+            }
+        }
+        assert_eq!(pages, PAGES);
+        // One for each table.
+        assert_eq!((parts, freed), (7, 7));
+        assert_eq!((tables.tables(), tables.leaf_tables()), (1, 0));
         let mut next = 100;
         map(&mut tables, &mut sim, &mut next, PAGES[0]);
         assert!(tables.lookup(&sim, Ipa::new(0)).is_some());
+    }
+
+    #[test]
+    fn a_part_is_bounded() {
+        let (mut sim, mut next) = (SimMachine::default(), 1000);
+        let mut tables = Stage2Tables::new(&mut sim, frame(1000), Vmid(1));
+        for number in 0..150 {
+            let page = (number * PAGE_SIZE, 5000 + number);
+            map(&mut tables, &mut sim, &mut next, page);
+        }
+        let mut sizes = Vec::new();
+        while let Some(part) = tables.detach(&mut sim) {
+            let mut size = 0;
+            part.visit(|item| size += usize::from(matches!(item, Visit::Page(..))));
+            sizes.push(size);
+        }
+        assert_eq!(sizes, [64, 64, 22, 0]);
     }
 
     #[test]

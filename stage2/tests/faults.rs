@@ -145,11 +145,11 @@ fn a_release_unmaps_everywhere_then_cleans_tags_while_reserved_then_scrubs() {
     world.stg(0, page(1), 4).unwrap();
     world.check();
     let first = frame_of(&world, 0, page(0));
+    let (middle, leaf) = (middle_table(&world, 0), leaf_table(&world, 0, 0));
     world.sim.take_log();
     world.reset(0);
     let expected = [
-        vec![Step::WriteEntry(root(&world, 0), 1, 0)],
-        invalidate_all(&world, 0),
+        detach(&world, 0, &[(leaf, 0), (leaf, 1), (middle, 0)]),
         vec![
             Step::CleanTags(one(first)),
             Step::Synchronize,
@@ -157,6 +157,7 @@ fn a_release_unmaps_everywhere_then_cleans_tags_while_reserved_then_scrubs() {
             Step::Synchronize,
         ],
         sweep(0),
+        detach(&world, 0, &[(root(&world, 0), 1)]),
     ];
     assert_eq!(world.sim.take_log(), expected.concat());
     world.check();

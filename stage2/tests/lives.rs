@@ -44,6 +44,13 @@ fn accounting_is_exact_after_many_lives_beside_a_vm_that_stays() {
             world.stg(1, page(life % pages), 0).unwrap();
             world.demote(1, pages);
         }
+        // What stays goes on between the parts of an end, also where tags of others evict what it had.
+        for part in 0..life % 4 {
+            world.release(1, 1);
+            world
+                .store(0, page((life * 17 + part) % 128), part as u8)
+                .unwrap();
+        }
         world.destroy(1);
         world.sim.take_log();
         let ledger = world.memory.account().ledger;

@@ -28,6 +28,8 @@ enum Step {
     Create(usize, Shape),
     Destroy(usize),
     Reset(usize),
+    /// So many parts of its memory are taken away: it runs no more until it is reset or destroyed.
+    Release(usize, u64),
     Load(usize, u64),
     Store(usize, u64, u8),
     Ldg(usize, u64),
@@ -151,6 +153,7 @@ impl ReferenceStateMachine for Plan {
             2 => create,
             1 => slots().prop_map(Step::Destroy),
             1 => slots().prop_map(Step::Reset),
+            2 => (slots(), 1..4_u64).prop_map(|(slot, parts)| Step::Release(slot, parts)),
             4 => at().prop_map(|(slot, page)| Step::Load(slot, page)),
             6 => (at(), 1..=255_u8).prop_map(|((slot, page), value)| Step::Store(slot, page, value)),
             4 => at().prop_map(|(slot, page)| Step::Ldg(slot, page)),
@@ -184,6 +187,7 @@ impl ReferenceStateMachine for Plan {
             Step::Create(slot, _) => !plan.vms.contains_key(&slot),
             Step::Destroy(slot)
             | Step::Reset(slot)
+            | Step::Release(slot, _)
             | Step::Load(slot, _)
             | Step::Store(slot, ..)
             | Step::Ldg(slot, _)
@@ -245,6 +249,7 @@ impl Core {
     fn step_of_vm(&mut self, step: Step) -> Result<(), MemError> {
         let slot = match step {
             Step::Destroy(slot) | Step::Reset(slot) | Step::Compact(slot) => slot,
+            Step::Release(slot, _) => slot,
             Step::Load(slot, _) | Step::Store(slot, ..) | Step::Ldg(slot, _) => slot,
             Step::Stg(slot, ..) | Step::Sweep(slot, ..) | Step::Demote(slot, _) => slot,
             Step::SwitchToEager(slot) => slot,
@@ -258,6 +263,8 @@ impl Core {
         match step {
             Step::Destroy(_) => world.destroy(slot),
             Step::Reset(_) => world.reset(slot),
+            Step::Release(_, parts) => world.release(slot, parts),
+            _ if world.vm(slot).leaving => {}
             Step::Load(_, page) => world.load(slot, at(page))?,
             Step::Store(_, page, value) => world.store(slot, at(page), value)?,
             Step::Ldg(_, page) => world.ldg(slot, at(page))?,

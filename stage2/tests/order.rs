@@ -276,10 +276,13 @@ fn lending_sweeps_a_block_that_boot_may_have_used_then_zeroes_the_page() {
 fn a_return_takes_no_step_but_the_unmapping_and_the_next_lending_does_not_sweep() {
     let mut world = world_of(4 * MIB, false, Policy::Lazy);
     world.store(0, page(0), 7).unwrap();
+    let (middle, leaf) = (middle_table(&world, 0), leaf_table(&world, 0, 0));
     world.sim.take_log();
     world.reset(0);
-    let unmapped = vec![Step::WriteEntry(root(&world, 0), 1, 0)];
-    let expected = [unmapped, invalidate_all(&world, 0)];
+    let expected = [
+        detach(&world, 0, &[(leaf, 0), (middle, 0)]),
+        detach(&world, 0, &[(root(&world, 0), 1)]),
+    ];
     assert_eq!(world.sim.take_log(), expected.concat());
     assert_eq!(state(&world, 63), BlockState::Free);
     world.load(0, page(0)).unwrap();
@@ -479,18 +482,27 @@ fn the_highest_moment_before_a_compaction_is_told_without_its_hold() {
 }
 
 #[test]
-fn a_reset_unmaps_big_leaves_and_lent_pages_at_once_and_scrubs_only_tags() {
+fn a_reset_unmaps_big_leaves_and_lent_pages_part_by_part_and_scrubs_only_tags() {
     let mut world = all_lent();
     world.watch = false;
     world.create(2, 2 * MIB, true, Policy::Lazy).unwrap();
     world.load(2, page(0)).unwrap();
     assert_eq!(world.guest(2).account().big_leaves, 1);
     world.sim.take_log();
+    let middle = middle_table(&world, 2);
+    world.reset(2);
+    let big = detach(&world, 2, &[(middle, 0), (root(&world, 2), 1)]);
+    assert_eq!(world.sim.take_log(), big);
+    // The 64 pages are a part; the table, in which it did not see that nothing is left, is another.
+    let (middle, leaf) = (middle_table(&world, 1), leaf_table(&world, 1, 0));
+    world.reset(1);
+    let pages: Vec<_> = (0..64).map(|index| (leaf, index)).collect();
+    let expected = [
+        detach(&world, 1, &[&pages[..], &[(middle, 0)]].concat()),
+        detach(&world, 1, &[(root(&world, 1), 1)]),
+    ];
+    assert_eq!(world.sim.take_log(), expected.concat());
     for slot in [2, 1] {
-        world.reset(slot);
-        let unmapped = vec![Step::WriteEntry(root(&world, slot), 1, 0)];
-        let expected = [unmapped, invalidate_all(&world, slot)].concat();
-        assert_eq!(world.sim.take_log(), expected);
         assert_eq!(world.guest(slot).account().resident, 0);
     }
     assert_eq!(world.memory.account().lent, 0);

@@ -341,12 +341,18 @@ fn a_block_is_mapped_after_all_of_it_is_visible() {
     let mut sim = rig();
     sim.zero_frames(FrameRange::new(frame(512 + 511), 1));
     map_block(&mut sim, 1, frame(512));
-    only(&sim, BrokenRule::MappedBeforeVisible(frame(512 + 511)));
+    let last = frame(512 + 511);
+    let broken = [
+        BrokenRule::MappedBeforeVisible(last),
+        BrokenRule::StaleCodeMapped(last),
+    ];
+    assert_eq!(sim.broken_rules(), broken);
 }
 
 #[test]
-fn copied_code_is_mapped_after_instruction_fetches_see_it() {
-    let changes: [(Change, &[u64]); 2] = [
+fn what_was_written_is_mapped_after_instruction_fetches_see_it() {
+    let changes: [(Change, &[u64]); 3] = [
+        (|sim, to| sim.zero(to), &[1]),
         (|sim, to| sim.copy(frame(100), to), &[1]),
         (|sim, one| sim.exchange(one, frame(100)), &[1, 100]),
     ];
@@ -373,13 +379,28 @@ fn copied_code_is_mapped_after_instruction_fetches_see_it() {
 }
 
 #[test]
-fn memory_that_was_zeroed_holds_no_copied_code() {
+fn an_image_is_copied_byte_for_byte_over_the_bounds_of_frames() {
     let mut sim = rig();
-    sim.copy(frame(100), frame(1));
-    sim.zero(frame(1));
+    let at = |number, offset| PhysAddr::new(frame(number).addr().get() + offset);
+    for number in 1..4 {
+        sim.fill(frame(number), 0x77);
+    }
+    let bytes: Vec<u8> = (0..5000).map(|index| index as u8).collect();
+    for (offset, &byte) in (0x74..).zip(&bytes) {
+        sim.set_byte(at(100, offset), byte);
+    }
+    sim.copy_image(at(100, 0x74), at(1, 4090), 5000);
+    for index in 0..5000 {
+        assert_eq!(sim.byte(at(1, 4090 + index)), bytes[index as usize]);
+    }
+    let around = [at(1, 4089), at(1, 4090 + 5000)].map(|at| sim.byte(at));
+    assert_eq!(around, [0x77, 0x77]);
+    sim.sync_code(FrameRange::new(frame(1), 2));
     sim.synchronize();
-    map(&mut sim, 0, frame(1), NO_TAG_ACCESS);
+    (1..3).for_each(|number| map(&mut sim, number, frame(number as u64), NO_TAG_ACCESS));
     none(&sim);
+    map(&mut sim, 3, frame(3), NO_TAG_ACCESS);
+    only(&sim, BrokenRule::StaleCodeMapped(frame(3)));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use stage2::guest::{MemError, Policy};
+use stage2::invariants::Violation;
 
 use super::{Guest, Hypervisor, ThisCpu};
 use crate::arch::switch::CpuState;
@@ -137,22 +138,56 @@ impl Hypervisor {
         }
     }
 
-    /// Does what was to become of a VM that no CPU has in hardware any more.
+    /// Begins what is to become of a VM that no CPU has in hardware any more: this CPU takes its memory away first.
     pub(super) fn carry_out(&mut self, index: usize, fate: Fate, cpu: &mut ThisCpu) {
-        match fate {
-            Fate::End(end) => self.end_vm(index, end, cpu),
-            Fate::Restart => self.restart(index, cpu),
+        if let Fate::End(end) = fate {
+            self.close(index, end);
+        }
+        cpu.leaving.push(index);
+        if let Some(processor) = self.processors.get_mut(cpu.index) {
+            processor.look = true;
         }
     }
 
-    /// Ends a VM: its last figures are taken, all its memory comes back.
-    fn end_vm(&mut self, index: usize, end: End, cpu: &mut ThisCpu) {
-        let Some(guest) = self.guests.get(index) else {
+    /// Takes away a part of the memory of a VM that leaves; after the last one does what becomes of the VM. Returns whether
+    /// there was one: others go between two parts.
+    pub(super) fn take_away(&mut self, cpu: &mut ThisCpu) -> bool {
+        let Some(&index) = cpu.leaving.last() else {
+            return false;
+        };
+        let vm = self.guests.get(index).map(|guest| guest.vm.id);
+        if let Some(checked) = vm.and_then(|vm| self.memory.release(&mut cpu.el2, vm)) {
+            self.note_checked(checked);
+            return true;
+        }
+        cpu.leaving.pop();
+        let guest = self.guests.get_mut(index);
+        match guest.and_then(|guest| guest.life.finish()) {
+            Some(Fate::End(end)) => self.end_vm(index, end, cpu),
+            Some(Fate::Restart) => self.restart(index, cpu),
+            None => {}
+        }
+        true
+    }
+
+    /// Says that a VM ends, and takes its last figures.
+    fn close(&mut self, index: usize, end: End) {
+        let open = |guest: &&mut Guest| guest.vm.end.is_none();
+        let Some(guest) = self.guests.get_mut(index).filter(open) else {
             return;
         };
         CONSOLE.lock().flush_guest(index, &guest.vm.config.name);
         log::info!("vm={} ended: {end}", guest.vm.config.name);
-        self.check_invariants(cpu);
+        guest.vm.close(end, &self.memory);
+    }
+
+    /// Ends a VM whose memory is gone but for its root table.
+    fn end_vm(&mut self, index: usize, end: End, cpu: &mut ThisCpu) {
+        self.close(index, end);
+        // It takes long; without it each page of a VM is checked when it is taken away, and the rest at the end of the machine.
+        if cfg!(debug_assertions) {
+            self.check_invariants(cpu);
+        }
         let Some(guest) = self.guests.get_mut(index) else {
             return;
         };
@@ -186,7 +221,7 @@ impl Hypervisor {
             vm.reason = Some(error.to_string());
             return self.stop(index, Fate::End(End::Crashed), cpu);
         }
-        // A guest that resets in a loop starts once a second: taking its memory away is long work for EL2.
+        // A guest that resets in a loop starts once a second: taking its memory away is long work for this CPU.
         let (now, earliest) = (timer::counter(), started.saturating_add(timer::frequency()));
         *started = earliest.max(now);
         if let Some(first) = vm.vcpus.first_mut().filter(|_| now < earliest) {
@@ -237,16 +272,19 @@ impl Hypervisor {
         // Another vCPU may have set tags already.
         let fresh = page.fresh_tags && life.holders().count_ones() < 2;
         let host = self.memory.host();
-        match stage2::invariants::check_page(host, guest, &mut cpu.el2, page.ipa, fresh) {
-            Ok(checked) => self.invariants.checked += checked,
-            Err(violation) => self.break_invariant(format_args!("{violation}")),
-        }
+        let checked = stage2::invariants::check_page(host, guest, &mut cpu.el2, page.ipa, fresh);
+        self.note_checked(checked);
     }
 
     fn check_invariants(&mut self, cpu: &mut ThisCpu) {
         let (host, guests) = (self.memory.host(), self.memory.guests());
-        match stage2::invariants::check(host, guests, &mut cpu.el2) {
-            Ok(checked) => self.invariants.checked += checked,
+        let checked = stage2::invariants::check(host, guests, &mut cpu.el2);
+        self.note_checked(checked);
+    }
+
+    fn note_checked(&mut self, checked: Result<u64, Violation>) {
+        match checked {
+            Ok(facts) => self.invariants.checked += facts,
             Err(violation) => self.break_invariant(format_args!("{violation}")),
         }
     }

@@ -129,6 +129,8 @@ pub struct ThisCpu {
     switched: SwitchedFeatures,
     /// Whose registers are in the hardware.
     loaded: Option<Place>,
+    /// VMs whose memory this CPU takes away.
+    leaving: Vec<usize>,
     /// Takes the place of a vCPU's registers in the VM table while it is in the guest.
     context: Box<GuestContext>,
     /// The vCPU that has just given way of its own.
@@ -159,6 +161,7 @@ impl ThisCpu {
             controls: [false, true].map(|mte| controls(hw, GuestShape { mte }, counters)),
             switched,
             loaded: None,
+            leaving: Vec::new(),
             context: Box::default(),
             yielding: None,
             sleeps_in_guest: false,
@@ -217,6 +220,12 @@ pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
     let mut all = shared.lock();
     loop {
         all.leave_stopped(&mut cpu);
+        if all.take_away(&mut cpu) {
+            // Whoever waits for the lock has it first.
+            drop(all);
+            all = shared.lock();
+            continue;
+        }
         if all.guests.iter().all(|guest| guest.life.is_over()) {
             all.shut_down(&mut cpu);
         }

@@ -264,17 +264,14 @@ pub(super) fn initrd(
     }
 }
 
-/// Reads the range of the ramdisk among the modules; else of the first that is no kernel; else of the first.
+/// Reads the range of the first ramdisk; else of the first module, else of the first kernel.
 fn module(tree: &Tree<'_, '_>, chosen: NodeId) -> Result<Option<MemRange>, DiscoverError> {
-    let models = ["multiboot,ramdisk", "multiboot,kernel", "multiboot,module"];
-    let rank = |&id: &NodeId| match models.map(|model| tree.compatible(id, model)) {
-        [true, ..] => Some(0),
-        [_, true, _] => Some(2),
-        [_, _, true] => Some(1),
-        _ => None,
+    let first = |model| {
+        let mut children = tree.children(chosen);
+        children.find(|&id| tree.compatible(id, model))
     };
-    let modules = tree.children(chosen).filter(|id| rank(id).is_some());
-    let Some(id) = modules.min_by_key(rank) else {
+    let models = ["multiboot,ramdisk", "multiboot,module", "multiboot,kernel"];
+    let Some(id) = models.into_iter().find_map(first) else {
         return Ok(None);
     };
     let ranges = tree.reg(id).map_err(|error| bad_reg(tree, id, error))?;

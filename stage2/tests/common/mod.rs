@@ -202,6 +202,8 @@ pub struct Vm {
     tag_touched: BTreeSet<u64>,
     /// Its pages gave tag access back, or got it early: how many have it is not told by their use.
     pub loose: bool,
+    /// Its memory is being taken away.
+    pub leaving: bool,
 }
 
 /// The machine, its VMs, and their models.
@@ -318,6 +320,7 @@ impl World {
             touched,
             tag_touched,
             loose: false,
+            leaving: false,
         });
         Ok(())
     }
@@ -536,7 +539,26 @@ impl World {
         vm.tags.clear();
         vm.touched.clear();
         vm.tag_touched.clear();
-        vm.loose = false;
+        (vm.loose, vm.leaving) = (false, false);
+    }
+
+    /// Takes some parts of a VM's memory away: nobody runs it any more, and it has no more of it than
+    /// before.
+    pub fn release(&mut self, slot: usize, parts: u64) {
+        let vm = self.vms[slot].as_mut().unwrap();
+        vm.leaving = true;
+        for _ in 0..parts {
+            let before = self.memory.vm_account(vm.id).unwrap();
+            let Some(checked) = self.memory.release(&mut self.sim, vm.id) else {
+                assert_eq!(before.resident, 0);
+                return;
+            };
+            self.facts += checked.unwrap();
+            let after = self.memory.vm_account(vm.id).unwrap();
+            let gone = before.resident - after.resident;
+            assert!(gone <= 8 * 2 * MIB && after.reserved <= before.reserved);
+            assert!(gone <= 64 * PAGE_SIZE || before.big_leaves > after.big_leaves);
+        }
     }
 
     pub fn destroy(&mut self, slot: usize) {
@@ -578,6 +600,9 @@ impl World {
     pub fn read_back(&mut self) {
         for slot in 0..self.vms.len() {
             let Some(vm) = &self.vms[slot] else { continue };
+            if vm.leaving {
+                continue;
+            }
             let data: Vec<u64> = vm.data.keys().copied().collect();
             let tags: Vec<u64> = vm.tags.keys().copied().collect();
             data.into_iter()
@@ -703,8 +728,8 @@ impl World {
                 (true, _) => touched,
             };
             // Neighbours came with a page where one leaf maps 2 MiB.
-            assert!(account.resident >= touched * PAGE_SIZE);
-            if !vm.loose {
+            assert!(vm.leaving || account.resident >= touched * PAGE_SIZE);
+            if !(vm.loose || vm.leaving) {
                 assert_eq!(account.pages.tagged, tagged);
                 assert_eq!(account.reserved, self.expected_reserved(slot));
             }

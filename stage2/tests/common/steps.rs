@@ -158,6 +158,16 @@ pub fn invalidate_all(world: &World, slot: usize) -> Vec<Step> {
     ]
 }
 
+/// The last entries of a table, and its link, leave all TLBs at once; the table is free then.
+pub fn detach(world: &World, slot: usize, entries: &[(Frame, usize)]) -> Vec<Step> {
+    let entries = entries.iter();
+    let mut steps: Vec<Step> = entries
+        .map(|&(table, index)| Step::WriteEntry(table, index, 0))
+        .collect();
+    steps.extend(invalidate_all(world, slot));
+    steps
+}
+
 /// The page at `index` of the first 2 MiB of RAM is broken.
 pub fn break_page(world: &World, slot: usize, index: usize) -> Vec<Step> {
     let table = leaf_table(world, slot, 0);
