@@ -489,6 +489,42 @@ fn a_vm_that_ends_gives_all_back_however_often() {
 }
 
 #[test]
+fn a_vm_that_leaves_part_by_part_is_counted_until_all_of_it_is_gone() {
+    for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
+        let mut rig = Rig::empty(policy);
+        let before = rig.ledger();
+        // Two of it are more than there is.
+        let large = || config("large", 40 * MIB, 1);
+        rig.start(large());
+        use_memory(&mut rig);
+        let id = rig.vms[0].id;
+        let figures_at_end = rig.info(0);
+        rig.vms[0].close(End::Stopped, &rig.memory);
+        rig.mapped = None;
+        let (mut parts, mut facts) = (0, 0);
+        while let Some(checked) = rig.memory.release(&mut rig.cpu, id) {
+            (parts, facts) = (parts + 1, facts + checked.unwrap());
+            rig.check();
+            let (memory, cpu, board) = (&mut rig.memory, &mut rig.cpu, &rig.board);
+            let refused = Vm::new(1, large(), board, memory, cpu).unwrap_err();
+            assert!(refused.to_string().contains("lower"), "{refused}");
+        }
+        assert!(parts > 2 && facts > 0, "{policy:?}: {parts}, {facts}");
+        assert_eq!(rig.memory.vm_account(id).unwrap().resident, 0);
+        let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+        vm.finish(End::Off, memory, cpu).unwrap();
+        assert_eq!(rig.ledger(), before, "{policy:?}");
+        let end = Some(End::Stopped);
+        let expected = hypervisor::report::VmInfo {
+            end,
+            ..figures_at_end
+        };
+        assert_eq!(figures(&rig.info(0)), figures(&expected));
+        rig.start(large());
+    }
+}
+
+#[test]
 fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
     for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
         let mut rig = Rig::new(policy);
