@@ -130,7 +130,7 @@ impl Vgic {
             }
         }
         let pending_left = selection.finish();
-        lrs.hcr |= maintenance(pending_left, selection.active_left, lrs.vmcr);
+        lrs.hcr |= maintenance(pending_left, selection.active_left);
         for intid in selection.chosen() {
             if let Some(bank) = self.banks.get_mut(vcpu) {
                 bank.queue.remove(intid);
@@ -177,17 +177,15 @@ impl Vgic {
 /// Returns the maintenance interrupts to ask for, given what did not fit (IHI 0069, 12.4.4).
 ///
 /// A pending interrupt outside is no better than the pending ones inside, of which there is one at least: nothing need
-/// happen until none inside is pending. An active one outside is ended by a count, or by a trapped `ICC_DIR_EL1`.
-fn maintenance(pending_left: bool, active_left: bool, vmcr: u64) -> u64 {
+/// happen until none inside is pending. An active one outside is ended by a count, or by a trapped `ICC_DIR_EL1`: also with
+/// EOImode 0, as the guest may go to 1 without an exit.
+fn maintenance(pending_left: bool, active_left: bool) -> u64 {
     let mut hcr = 0;
     if pending_left {
         hcr |= HCR_NPIE;
     }
     if active_left {
-        hcr |= HCR_LRENPIE;
-        if vmcr & VMCR_EOIM != 0 {
-            hcr |= HCR_TDIR;
-        }
+        hcr |= HCR_LRENPIE | HCR_TDIR;
     }
     hcr
 }

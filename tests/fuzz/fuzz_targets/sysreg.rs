@@ -1,0 +1,9 @@
+//! Feeds trapped system registers to their emulation.
+#![no_main]
+
+#[path = "../../../hypervisor/tests/fuzz/drivers.rs"]
+mod drivers;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| drivers::drive::<drivers::SystemRegisters>(data));
