@@ -57,3 +57,22 @@ fn random_device_accesses_never_hurt_el2() {
         assert_ended(&run, 0, "off");
     }
 }
+
+#[test]
+fn guests_that_debug_themselves_on_one_cpu_do_not_hit_each_other_s_breakpoints() {
+    let debugger = |name: &str| bare("el1-hostile").named(name).cmdline("debug=10");
+    let run = run(&Scenario::of(debugger("a"))
+        .and(debugger("b"))
+        .with(&["--cpus", "1"]));
+    for name in ["a", "b"] {
+        let failed: Vec<&str> = run
+            .guest_lines(name)
+            .into_iter()
+            .filter(|line| line.starts_with("not ok"))
+            .collect();
+        assert!(failed.is_empty(), "{name}: {failed:#?}");
+        let result = run.guest_line(name, "HOSTILE passed=");
+        assert!(result.ends_with(" failed=0"), "{}", run.transcript());
+    }
+    assert_ended(&run, 0, "off");
+}

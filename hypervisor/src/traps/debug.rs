@@ -5,7 +5,7 @@
 //! which all guests would share, is out of reach.
 
 use super::esr::SysRegTrap;
-use super::id_regs::{GuestShape, IdReg, IdRegs};
+use super::id_regs::{IdReg, IdRegs};
 use super::sysreg::{HardwareReg, SysRegOutcome, raz_wi};
 
 /// The most breakpoints that a guest sees, as many as Arm's CPUs have.
@@ -15,9 +15,8 @@ pub const MAX_WATCHPOINTS: usize = 4;
 
 /// What `ID_AA64DFR0_EL1` says to all guests of this hardware: how many breakpoints and watchpoints they see.
 pub fn comparators_shown(hw: &IdRegs) -> (usize, usize) {
-    let dfr0 = hw.for_guest(IdReg::DFR0, GuestShape::default());
-    let field = |shift: u32| (dfr0 >> shift & 0xf) as usize + 1;
-    (field(12), field(20))
+    let shown = |shift, most| (hw.field(IdReg::DFR0, shift) as usize + 1).min(most);
+    (shown(12, MAX_BREAKPOINTS), shown(20, MAX_WATCHPOINTS))
 }
 
 /// A breakpoint or a watchpoint: DBGBVR and DBGBCR, or DBGWVR and DBGWCR.
@@ -48,7 +47,8 @@ impl Comparator {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DebugRegs {
     mdscr: u64,
-    os_locked: bool,
+    /// The guest has opened the OS lock.
+    os_unlocked: bool,
     /// Any of the comparators is enabled, so the hardware has them while the vCPU is loaded.
     active: bool,
     /// The breakpoints; a guest sees the first of them.
@@ -76,7 +76,7 @@ impl DebugRegs {
     /// After a reset: debug is off, the OS lock is locked.
     pub const RESET: Self = Self {
         mdscr: 0,
-        os_locked: true,
+        os_unlocked: false,
         active: false,
         breakpoints: [Self::UNSET; MAX_BREAKPOINTS],
         watchpoints: [Self::UNSET; MAX_WATCHPOINTS],
@@ -84,10 +84,10 @@ impl DebugRegs {
 
     /// The value for MDSCR_EL1 of the hardware. Its own OS lock must be unlocked.
     pub const fn mdscr_el1(&self) -> u64 {
-        if self.os_locked {
-            self.mdscr & mdscr::WITH_OS_LOCK
-        } else {
+        if self.os_unlocked {
             self.mdscr
+        } else {
+            self.mdscr & mdscr::WITH_OS_LOCK
         }
     }
 
@@ -172,7 +172,7 @@ impl DebugRegs {
         match write {
             None => SysRegOutcome::Undefined,
             Some(value) => {
-                self.os_locked = value & 1 != 0;
+                self.os_unlocked = value & 1 == 0;
                 SysRegOutcome::WriteHardware(HardwareReg::MdscrEl1, self.mdscr_el1())
             }
         }
@@ -183,7 +183,7 @@ impl DebugRegs {
         const OSLM: u64 = 1 << 3;
         match write {
             Some(_) => SysRegOutcome::Undefined,
-            None => SysRegOutcome::Read(OSLM | u64::from(self.os_locked) << 1),
+            None => SysRegOutcome::Read(OSLM | u64::from(!self.os_unlocked) << 1),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The registers of a debugger, by table.
 
 use super::super::fixtures::qemu_max;
+use super::super::id_regs::GuestShape;
 use super::*;
 
 type Encoding = (u8, u8, u8, u8, u8);

@@ -134,6 +134,13 @@ fn registers(checks: &mut Checks) {
     );
 }
 
+/// Sleeps for a millisecond, in which other guests run.
+fn sleep() {
+    gic::start_timer(read_sys!("CNTFRQ_EL0") / 1000);
+    execute!("wfi");
+    gic::stop_timer();
+}
+
 fn breakpoints(checks: &mut Checks) {
     write_sys!("DBGBVR1_EL1", target());
     write_sys!("DBGBCR1_EL1", AT_EL1);
@@ -153,9 +160,7 @@ fn breakpoints(checks: &mut Checks) {
     let hit = debugged(MDE | KDE, call_target);
     checks.outcome("a breakpoint hits", hit, is(BREAKPOINT));
     checks.equal("at its address", trap::place(), target());
-    gic::start_timer(read_sys!("CNTFRQ_EL0") / 1000);
-    execute!("wfi");
-    gic::stop_timer();
+    sleep();
     let hit = debugged(MDE | KDE, || {
         psci::hvc(psci::VERSION, [0; 3]);
         call_target()
@@ -239,6 +244,17 @@ fn steps(checks: &mut Checks) {
         checks.outcome(name, stepped, is(STEP));
         let stepped = trap::place() - 8 * way - debug_ways as *const () as u64;
         checks.equal("is one step", stepped, 4);
+    }
+}
+
+/// The same again and again, beside another guest that does it too: what that one has set is not here.
+pub fn repeat(checks: &mut Checks, rounds: u64) {
+    gic::enable();
+    for _ in 0..rounds {
+        run(checks);
+        sleep();
+        let outcome = debugged(MDE | KDE, call_target);
+        checks.outcome("another guest's breakpoint does not hit", outcome, done);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Does at EL1 what a hostile or an unlucky guest may do, and checks each answer against the architecture.
 //!
 //! One line for each check, `ok NAME` or `not ok NAME got ...`, then `HOSTILE passed=N failed=N`, then SYSTEM_OFF. With
-//! `bare=1` on the command line it expects QEMU's own EL1 below: there nothing is hidden and SMC is undefined.
+//! `bare=1` on the command line it expects QEMU's own EL1 below: there nothing is hidden and SMC is undefined. With `debug=N` it
+//! debugs itself N times and does nothing else.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -45,6 +46,11 @@ mod guest {
         checks.equal("runs at EL1", current_el(), 1);
         write_sys!("CPACR_EL1", CPACR);
         mmu::enable();
+        let rounds = args::number(boot.bootargs(), "debug", 0);
+        if rounds != 0 {
+            debug::repeat(&mut checks, rounds);
+            end(&checks);
+        }
         calls::run(&mut checks);
         registers::run(&mut checks);
         memory::run(&mut checks, boot.memory());
@@ -54,6 +60,10 @@ mod guest {
         debug::run(&mut checks);
         interrupts::run(&mut checks);
         devices::fuzz(&mut checks, args::number(boot.bootargs(), "seed", 1));
+        end(&checks)
+    }
+
+    fn end(checks: &Checks) -> ! {
         say!("HOSTILE passed={} failed={}", checks.passed, checks.failed);
         psci::system_off()
     }
