@@ -95,7 +95,8 @@ fn shares(more: &str) -> [u64; 4] {
         .and(guest("b", ""))
         .and(guest("c", ""))
         .and(guest("d", more))
-        .with(&["--icount"]);
+        .with(&["--icount"])
+        .within(600);
     let run = run(&scenario);
     ["a", "b", "c", "d"].map(|name| {
         let line = run.guest_line(name, "DONE share");
