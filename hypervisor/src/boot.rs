@@ -146,10 +146,10 @@ fn prepare(dtb: u64, machine: &Machine) -> Result<(&'static Shared, ThisCpu), Fa
     let bundle = open_bundle(machine, &layout)?;
     let config = Config::parse(bundle.config())?;
     log::set_max_level(config.log);
-    let interrupts = set_up_interrupts(machine)?;
+    let (interrupts, selects_ranges) = set_up_interrupts(machine)?;
     let mut cpus = Cpus::new(own.clone());
     cpus.start_others(machine, &layout, root, probe, |mpidr| {
-        CpuInterface::check_target(mpidr)?;
+        CpuInterface::check_target(mpidr, selects_ranges)?;
         let redistributor = find_redistributor(machine, mpidr)?;
         Ok(interrupts.of_other_cpu(redistributor))
     });
@@ -343,8 +343,8 @@ fn find_redistributor(machine: &Machine, mpidr: u64) -> Result<Redistributor, Gi
     Redistributor::find(regions, machine.gic.stride, mpidr)
 }
 
-/// Sets up the distributor and this CPU's part of the GIC.
-fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
+/// Sets up the distributor and this CPU's part of the GIC. Says too whether the distributor takes SGIs to any Aff0.
+fn set_up_interrupts(machine: &Machine) -> Result<(Interrupts, bool), Fatal> {
     let mpidr = cpu::mpidr();
     let range = &machine.gic.distributor;
     let distributor = registers(range).ok_or(Fatal(format!(
@@ -374,7 +374,7 @@ fn set_up_interrupts(machine: &Machine) -> Result<Interrupts, Fatal> {
     if let Some(interrupt) = uart {
         distributor.enable(interrupt, mpidr)?;
     }
-    Ok(interrupts)
+    Ok((interrupts, distributor.selects_ranges()))
 }
 
 /// The CPU that panics, by MPIDR_EL1, which is never 0: bit 31 is RES1.

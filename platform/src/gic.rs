@@ -21,6 +21,8 @@ pub const DISTRIBUTOR_BYTES: usize = 0x1_0000;
 pub const REDISTRIBUTOR_BYTES: usize = 0x2_0000;
 
 const PIDR2: usize = 0xffe8;
+const GICD_TYPER: usize = 0x4;
+const GICD_TYPER_RSS: u32 = 1 << 26;
 const GICR_TYPER: usize = 0x8;
 const GICR_TYPER_VLPIS: u64 = 1 << 1;
 const GICR_TYPER_LAST: u64 = 1 << 4;
@@ -48,7 +50,7 @@ pub enum GicError {
     },
     /// The interrupt is none of those that this part serves.
     Interrupt(u32),
-    /// An SGI can reach a CPU only if its Aff0 is below 16.
+    /// An SGI cannot reach a CPU whose Aff0 is above 15: this GIC does not select ranges.
     Target {
         /// The CPU.
         mpidr: u64,
@@ -102,6 +104,7 @@ const fn trigger(trigger: Trigger) -> arm_gic::Trigger {
 #[derive(Debug)]
 pub struct Distributor {
     driver: GicDistributor<'static>,
+    registers: Mmio,
 }
 
 impl Distributor {
@@ -116,6 +119,7 @@ impl Distributor {
         check_revision(registers)?;
         Ok(Self {
             driver: GicDistributor::new(block),
+            registers,
         })
     }
 
@@ -131,6 +135,12 @@ impl Distributor {
     #[must_use]
     pub fn spi_count(&self) -> u32 {
         self.driver.typer().num_spis()
+    }
+
+    /// Says whether SGIs can reach CPUs whose Aff0 is above 15 (GICD_TYPER.RSS).
+    #[must_use]
+    pub fn selects_ranges(&self) -> bool {
+        self.registers.read32(GICD_TYPER) & GICD_TYPER_RSS != 0
     }
 
     /// Routes an SPI to the CPU with `mpidr` and enables it.
@@ -310,10 +320,12 @@ pub use cpu::CpuInterface;
 /// System registers exist where there is a CPU that has them, and as `arm-sysregs`' fakes in tests.
 #[cfg(any(test, target_arch = "aarch64"))]
 mod cpu {
-    use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
-    use arm_gic::{IntId, InterruptGroup};
-    use arm_sysregs::el1::accessors::{write_icc_ctlr_el1, write_icc_dir_el1};
-    use arm_sysregs::el1::registers::{IccCtlrEl1, IccDirEl1};
+    use arm_gic::InterruptGroup;
+    use arm_gic::gicv3::GicCpuInterface;
+    use arm_sysregs::el1::accessors::{
+        read_icc_ctlr_el1, write_icc_ctlr_el1, write_icc_dir_el1, write_icc_sgi1r_el1,
+    };
+    use arm_sysregs::el1::registers::{IccCtlrEl1, IccDirEl1, IccSgi1rEl1};
 
     use super::{GicError, known};
     use crate::mmio::{complete, synchronize};
@@ -323,6 +335,11 @@ mod cpu {
     const ALL_PRIORITIES: u8 = 0xff;
     /// INTIDs 1020 to 1023 say that there is no interrupt for us.
     const SPECIAL: core::ops::Range<u32> = 1020..1024;
+
+    /// Which sixteen values of Aff0 that of `mpidr` is among.
+    const fn range(mpidr: u64) -> u64 {
+        mpidr >> 4 & 0xf
+    }
 
     /// The CPU interface of the CPU that calls.
     #[derive(Debug)]
@@ -367,37 +384,36 @@ mod cpu {
             synchronize();
         }
 
-        /// Checks that an SGI can reach the CPU with `mpidr`.
+        /// Checks that an SGI of this CPU can reach the CPU with `mpidr`; whether the distributor
+        /// [selects ranges](super::Distributor::selects_ranges) is said by it.
         ///
         /// # Errors
-        /// Aff0 of the CPU is above 15.
-        pub const fn check_target(mpidr: u64) -> Result<(), GicError> {
-            if mpidr & 0xff < 16 {
+        /// Aff0 of the CPU is above 15, and this CPU or the distributor does not select ranges.
+        pub fn check_target(mpidr: u64, distributor_selects: bool) -> Result<(), GicError> {
+            let selects = || distributor_selects && read_icc_ctlr_el1().contains(IccCtlrEl1::RSS);
+            if range(mpidr) == 0 || selects() {
                 Ok(())
             } else {
                 Err(GicError::Target { mpidr })
             }
         }
 
-        /// Sends SGI `sgi` to the CPU with `mpidr`; memory written before is visible to its handler.
+        /// Sends SGI `sgi` to the CPU with `mpidr`, which [can be reached](Self::check_target); memory written before is
+        /// visible to its handler.
         ///
         /// # Errors
-        /// There is no such SGI, or Aff0 of the CPU is above 15.
+        /// There is no such SGI.
         pub fn send_sgi(sgi: u32, mpidr: u64) -> Result<(), GicError> {
-            Self::check_target(mpidr)?;
             if sgi >= 16 {
                 return Err(GicError::Interrupt(sgi));
             }
-            let target = SgiTarget::List {
-                affinity3: (mpidr >> 32) as u8,
-                affinity2: (mpidr >> 16) as u8,
-                affinity1: (mpidr >> 8) as u8,
-                target_list: 1 << (mpidr & 0xf),
-            };
+            let target = (mpidr >> 32 & 0xff) << 48
+                | range(mpidr) << 44
+                | (mpidr >> 16 & 0xff) << 32
+                | (mpidr >> 8 & 0xff) << 16
+                | 1 << (mpidr & 0xf);
             complete();
-            let intid = IntId::sgi(sgi);
-            GicCpuInterface::send_sgi(intid, target, SgiTargetGroup::CurrentGroup1)
-                .map_err(|_| GicError::Interrupt(sgi))?;
+            write_icc_sgi1r_el1(IccSgi1rEl1::from_bits_retain(target | u64::from(sgi) << 24));
             synchronize();
             Ok(())
         }
@@ -408,7 +424,7 @@ mod cpu {
 #[allow(unsafe_code)]
 mod tests {
     use arm_sysregs::el1::fake::SYSREGS;
-    use arm_sysregs::el1::registers::IccIar1El1;
+    use arm_sysregs::el1::registers::{IccCtlrEl1, IccIar1El1};
 
     use super::*;
 
@@ -516,6 +532,9 @@ mod tests {
         let mut distributor = Distributor::new(registers).unwrap();
         distributor.init();
         assert_eq!(distributor.spi_count(), 64);
+        assert!(!distributor.selects_ranges());
+        registers.write32(4, 2 | 1 << 26);
+        assert!(distributor.selects_ranges());
         assert_eq!(registers.read32(0), 0x12); // GICD_CTLR: ARE, group 1
         assert_eq!(registers.read32(0x84), u32::MAX); // GICD_IGROUPR1
         let trigger = Trigger::Level;
@@ -554,11 +573,17 @@ mod tests {
         assert_eq!(registers().icc_dir_el1.bits(), 27);
         CpuInterface::send_sgi(3, 0x1_0002_0304).unwrap();
         assert_eq!(registers().icc_sgi1r_el1.bits(), 0x0001_0002_0303_0010);
-        let mpidr = 16;
-        assert_eq!(
-            CpuInterface::send_sgi(3, mpidr),
-            Err(GicError::Target { mpidr })
-        );
+        CpuInterface::send_sgi(3, 0x1_0002_03f4).unwrap();
+        assert_eq!(registers().icc_sgi1r_el1.bits(), 0x0001_f002_0303_0010);
+        let refused = |mpidr| Err(GicError::Target { mpidr });
+        for selects in [false, true] {
+            registers().icc_ctlr_el1 = IccCtlrEl1::EOIMODE;
+            assert_eq!(CpuInterface::check_target(15, selects), Ok(()));
+            assert_eq!(CpuInterface::check_target(16, selects), refused(16));
+            registers().icc_ctlr_el1 = IccCtlrEl1::EOIMODE | IccCtlrEl1::RSS;
+            let reached = if selects { Ok(()) } else { refused(16) };
+            assert_eq!(CpuInterface::check_target(16, selects), reached);
+        }
         assert_eq!(CpuInterface::send_sgi(16, 0), Err(GicError::Interrupt(16)));
     }
 }
