@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `spin` | keeps its vCPU busy for `ms`, without an exit of its own |
 //! | `sleep` | sleeps `n` times for `ms`, by WFI and the virtual timer |
-//! | `share` | is busy while the counter goes from `from` to `to` milliseconds, and says what part of that it ran, in permille; with `trap=1` it exits all the time, with `nap=N` it sleeps N microseconds after each millisecond |
+//! | `share` | is busy while the counter goes from `from` to `to` milliseconds, and says what part of that it ran, in permille; with `nap=N` it sleeps N microseconds after each millisecond |
 //! | `ipi` | starts vCPU 1, and sends it `n` SGIs, each when the one before was served; never sleeps |
 //! | `cntp` | starts the physical timer `n` times and waits for each, trapping all the time in every other round |
 //! | `suspend` | moves a virtual timer that is pending `ms` into the future and sleeps by CPU_SUSPEND, `n` times |
@@ -68,15 +68,12 @@ mod guest {
         }
     }
 
-    fn share(window: core::ops::Range<u64>, traps: bool, sleep: u64) {
+    fn share(window: core::ops::Range<u64>, sleep: u64) {
         let (millisecond, gap) = (second() / 1000, GAP * second() / 1_000_000);
         gic::enable();
         while now() < window.start {}
         let (mut ran, mut awake, mut last) = (0, 0, now());
         while last < window.end {
-            if traps {
-                gic::read32(console::UART + console::FLAGS);
-            }
             let step = now() - last;
             last += step;
             if step < gap {
@@ -227,7 +224,6 @@ mod guest {
             "sleep" => sleep(ticks, times),
             "share" => share(
                 milliseconds("from", 100)..milliseconds("to", 500),
-                args::number(line, "trap", 0) != 0,
                 args::number(line, "nap", 0) * second() / 1_000_000,
             ),
             "ipi" => ipi(times),
