@@ -74,7 +74,7 @@ fn percent_beside(cmdline: &str) -> u64 {
     let beside = |cmdline: &str| {
         let guests = [("a", "mode=count"), ("b", cmdline)];
         let run = run(guests.map(|(name, mode)| guest(name, &format!("{mode} {SHORT}"))));
-        rounds(&run, "a")[0]
+        rounds(&run, "a").iter().sum::<u64>()
     };
     100 * beside(cmdline) / beside("mode=count")
 }
@@ -91,4 +91,38 @@ fn a_storm_of_exits_takes_nothing_from_a_neighbour() {
 fn a_vm_that_sleeps_leaves_the_cpu_to_its_neighbour() {
     let percent = percent_beside("mode=doze us=1000");
     assert!((190..=205).contains(&percent), "{percent} %");
+}
+
+/// What a VM counts on a CPU of its own that stores to one after the other of its pages, many of them in tag storage, while a VM
+/// on another CPU tags `permille` of a thousand pages; and how many pages were evicted.
+fn rounds_beside_tags(permille: u64) -> (u64, u64) {
+    let tagger = Guest::bare("el1-storage")
+        .unwrap()
+        .named("tagger")
+        .memory("192M")
+        .tag_budget(4 << 20)
+        .cmdline(&format!(
+            "mode=tag bytes=64 stride=2 permille={permille} wait=400 hold=400"
+        ));
+    let counter = guest("a", "mode=count touch=1 from=400 ms=300 tail=50")
+        .memory("272M")
+        .without_mte();
+    let run = Scenario::of(tagger)
+        .and(counter)
+        .with(&["--memory", "512M", "--cpus", "2", "--icount"])
+        .run()
+        .unwrap();
+    assert_eq!(run.finished.code, Some(0), "{}", run.transcript());
+    let counted = rounds(&run, "a").iter().sum();
+    (counted, run.figure("/vms/1/evictions_suffered"))
+}
+
+#[test]
+fn a_storm_of_tag_faults_costs_a_neighbour_less_than_a_twentieth() {
+    let (quiet, none) = rounds_beside_tags(0);
+    let (beside, evicted) = rounds_beside_tags(1000);
+    assert_eq!(none, 0);
+    assert!(evicted > 0, "{evicted}");
+    let percent = 100 * beside / quiet;
+    assert!(percent >= 95, "{percent} % of {quiet}");
 }
