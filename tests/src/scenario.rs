@@ -100,6 +100,13 @@ impl Guest {
         Ok(self)
     }
 
+    /// Gives it an initrd.
+    #[must_use]
+    pub fn initrd(mut self, file: PathBuf) -> Self {
+        self.initrd = Some(file);
+        self
+    }
+
     /// Names it.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
@@ -174,7 +181,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Makes what `scripts/run` runs without a configuration: a machine of 2 GiB with the demo, a guest called `debian`.
+    /// Makes what `scripts/run` runs without a configuration: the demo, four Linux VMs on 4 GiB.
     #[must_use]
     pub fn demo() -> Self {
         Self::default()
