@@ -18,6 +18,75 @@ use machine::{MOST_CPUS, RawMachine, machine};
 
 const MOST_GUESTS: usize = 64;
 
+/// The memory of the demo's machine, in bytes.
+const DEMO_MEMORY: u64 = 4 << 30;
+
+/// A guest of the demo. Its name is also its part: the guest's init says what that is.
+struct DemoGuest {
+    name: &'static str,
+    memory_bytes: u64,
+    vcpus: u32,
+    mte: bool,
+    tag_budget: Option<u64>,
+    /// Words of the kernel command line.
+    words: &'static str,
+}
+
+/// The guests of the demo. Those without MTE together touch less than there is tag storage: so all that they have is lent. They
+/// have too little memory for the 64 MiB that Debian's kernel sets aside for devices (CMA).
+const DEMO: [DemoGuest; 4] = [
+    DemoGuest {
+        name: "tagged",
+        memory_bytes: 256 << 20,
+        vcpus: 2,
+        mte: true,
+        tag_budget: None,
+        words: "",
+    },
+    DemoGuest {
+        name: "budget",
+        memory_bytes: 256 << 20,
+        vcpus: 1,
+        mte: true,
+        tag_budget: Some(4 << 20),
+        words: " quiet",
+    },
+    DemoGuest {
+        name: "plain",
+        memory_bytes: 128 << 20,
+        vcpus: 1,
+        mte: false,
+        tag_budget: None,
+        words: " quiet cma=0 tagvisor.nomte",
+    },
+    DemoGuest {
+        name: "lent",
+        memory_bytes: 80 << 20,
+        vcpus: 1,
+        mte: false,
+        tag_budget: None,
+        words: " quiet cma=0 tagvisor.nomte",
+    },
+];
+
+impl DemoGuest {
+    fn guest(&self, kernel: &Path, initrd: &Path) -> Guest {
+        Guest {
+            name: self.name.to_owned(),
+            kernel: kernel.to_path_buf(),
+            initrd: Some(initrd.to_path_buf()),
+            memory_bytes: self.memory_bytes,
+            vcpus: self.vcpus,
+            cpu_mask: None,
+            mte: self.mte,
+            tag_budget: self.tag_budget,
+            policy: Policy::Auto,
+            cmdline: format!("console=ttyAMA0{} tagvisor.part={}", self.words, self.name),
+            seed: String::new(),
+        }
+    }
+}
+
 /// What runs: the machine and its guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -181,33 +250,21 @@ impl Config {
         Ok((config, raw.vm.last().map(|vm| vm.memory.span().start)))
     }
 
-    /// Makes the configuration of the demo: one Debian guest.
+    /// Makes the configuration of the demo: four Debian guests that differ in what tags they use.
     ///
     /// # Errors
     /// The options ask for a machine that cannot be or that is too small.
-    pub fn demo(
-        kernel: PathBuf,
-        initrd: PathBuf,
-        overrides: Overrides,
-    ) -> Result<Self, ConfigError> {
+    pub fn demo(kernel: &Path, initrd: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
         let source = Source {
             file: Path::new("the demo"),
             text: "",
         };
+        let overrides = Overrides {
+            memory_bytes: overrides.memory_bytes.or(Some(DEMO_MEMORY)),
+            ..overrides
+        };
         let mut config = machine(&source, &RawMachine::default(), overrides)?;
-        config.guests.push(Guest {
-            name: "debian".to_owned(),
-            kernel,
-            initrd: Some(initrd),
-            memory_bytes: 512 << 20,
-            vcpus: 1,
-            cpu_mask: None,
-            mte: true,
-            tag_budget: None,
-            policy: Policy::Auto,
-            cmdline: "console=ttyAMA0".to_owned(),
-            seed: String::new(),
-        });
+        config.guests = DEMO.iter().map(|it| it.guest(kernel, initrd)).collect();
         config.fits().map_err(|text| ConfigError {
             place: "--memory".to_owned(),
             text,

@@ -55,6 +55,41 @@ fn the_marks_of_a_counted_run_come_in_their_order() {
     assert_eq!(names, expected, "{counts}");
 }
 
+/// What `scripts/run --batch` shows: four VMs, of which the last lives in tag storage alone.
+#[test]
+fn the_demo_is_four_vms_and_one_of_them_has_no_other_memory_than_tag_storage() {
+    let run = Scenario::demo()
+        .with(&["--icount"])
+        .within(900)
+        .run()
+        .unwrap();
+    assert_good(&run);
+    assert_eq!(run.figure("/carve_out_bytes"), 124 << 20);
+    assert_demo(&run, "tagged", "mte mte3");
+    assert_eq!(cpus(&run, "tagged"), "2 CPU");
+    assert_demo(&run, "budget", "mte mte3");
+    for index in [0, 1] {
+        assert_tagged(&run, index);
+    }
+    for name in ["plain", "lent"] {
+        assert_eq!(run.guest_line(name, "GUEST-RESULT"), "GUEST-RESULT ok");
+    }
+    for name in ["tagged", "budget", "plain", "lent"] {
+        let says = run.guest_line(name, "this VM has ");
+        assert!(!says.is_empty(), "{name}: {}", run.transcript());
+    }
+    assert_eq!(run.text("/vms/3/name"), "lent");
+    assert_eq!(run.figure("/vms/3/memory_bytes"), 80 << 20);
+    let resident = run.figure("/vms/3/resident_bytes");
+    assert!(resident > 32 << 20, "{}", run.transcript());
+    assert_eq!(
+        run.figure("/vms/3/lent_bytes"),
+        resident,
+        "{}",
+        run.transcript()
+    );
+}
+
 #[test]
 fn linux_runs_on_two_vcpus() {
     let run = Scenario::of(Guest::linux("demo").unwrap().vcpus(2))

@@ -21,7 +21,7 @@ const LONGEST_KEY: usize = 64;
 /// What to write.
 #[derive(Args, Clone, Debug, Default)]
 pub struct BundleOptions {
-    /// What to run; without it the demo, one Debian guest
+    /// What to run; without it the demo, four Debian guests
     #[arg(long, value_name = "FILE.toml", requires = "output")]
     pub config: Option<PathBuf>,
     /// Write the bundle to this file

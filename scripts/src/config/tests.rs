@@ -375,19 +375,29 @@ fn mistakes_of_names_and_files_are_named_with_their_line_and_a_remedy() {
 }
 
 #[test]
-fn the_demo_fits_half_a_gibibyte_only_with_more_memory() {
+fn the_demo_has_four_guests_on_four_gibibytes_or_on_what_is_asked_for() {
     let dir = files();
-    let demo = |memory| {
+    let demo = |memory_bytes| {
         let overrides = Overrides {
-            memory_bytes: Some(memory),
+            memory_bytes,
             ..Overrides::default()
         };
         Config::demo(
-            dir.path().join("Image"),
-            dir.path().join("initrd"),
+            &dir.path().join("Image"),
+            &dir.path().join("initrd"),
             overrides,
         )
     };
-    assert_eq!(demo(1 << 30).unwrap().guests[0].name, "debian");
-    assert_eq!(demo(512 << 20).unwrap_err().place, "--memory");
+    let usual = demo(None).unwrap();
+    assert_eq!((usual.memory_bytes, usual.cpus), (4 << 30, 2));
+    let names: Vec<&str> = usual.guests.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["tagged", "budget", "plain", "lent"]);
+    for guest in &usual.guests {
+        let part = format!("tagvisor.part={}", guest.name);
+        assert!(guest.cmdline.ends_with(&part), "{}", guest.cmdline);
+        let nomte = guest.cmdline.contains("tagvisor.nomte");
+        assert_ne!(guest.mte, nomte, "{}", guest.name);
+    }
+    assert_eq!(demo(Some(1 << 30)).unwrap().memory_bytes, 1 << 30);
+    assert_eq!(demo(Some(512 << 20)).unwrap_err().place, "--memory");
 }

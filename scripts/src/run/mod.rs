@@ -202,7 +202,7 @@ fn check_qemu(options: &RunOptions) -> Result<()> {
 pub fn demo(batch: bool, overrides: Overrides, cache: &Cache) -> Result<Config> {
     let initrd = build::guest_image("demo", cache.root())?;
     let kernel = cache.guests().join("Image");
-    let mut config = Config::demo(kernel, initrd, overrides)?;
+    let mut config = Config::demo(&kernel, &initrd, overrides)?;
     if batch {
         // The demo's init then powers off instead of giving a shell.
         config

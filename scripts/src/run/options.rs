@@ -33,13 +33,13 @@ Environment: TAGVISOR_PROFILE (el2 or el2-debug) chooses the build of EL2, TAGVI
 /// Options of a run.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunOptions {
-    /// What to run; without it the demo, one Debian guest
+    /// What to run; without it the demo, four Debian guests
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// How tag storage is reserved, for the machine and every guest [default: auto]
     #[arg(long)]
     pub policy: Option<Policy>,
-    /// RAM of the machine [default: 2G]
+    /// RAM of the machine [default: 2G, for the demo 4G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
     /// CPUs of the machine [default: 2]

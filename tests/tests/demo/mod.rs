@@ -9,9 +9,11 @@ const PAGES: u64 = 4096;
 /// What a kernel may tag for itself, in pages.
 const KERNELS_OWN: u64 = 8;
 
-/// `scripts/run --batch` with these options: the demo on 2 GiB.
+/// One VM of the demo's, called `debian`, alone on 2 GiB and two CPUs, with these options of `scripts/run`.
 pub fn demo(options: &[&str]) -> Run {
-    Scenario::demo().with(options).run().unwrap()
+    let debian = Guest::linux("demo").unwrap().named("debian");
+    let scenario = Scenario::of(debian).with(&["--cpus", "2"]);
+    scenario.with(options).run().unwrap()
 }
 
 /// All VMs powered themselves off, EL2 kept its promises, and all memory is back.
