@@ -93,6 +93,15 @@ fn a_vm_that_sleeps_leaves_the_cpu_to_its_neighbour() {
     assert!((190..=205).contains(&percent), "{percent} %");
 }
 
+#[test]
+fn a_vm_that_wakes_at_once_takes_no_more_than_its_share() {
+    // Asleep for 5 us again and again; nearly always busy, and asleep for a moment just before its time is over.
+    for cmdline in ["mode=doze us=5", "mode=nap busy=9000 us=50"] {
+        let percent = percent_beside(cmdline);
+        assert!((95..=200).contains(&percent), "{cmdline}: {percent} %");
+    }
+}
+
 /// What a VM counts on a CPU of its own that stores to one after the other of its pages, many of them in tag storage, while a VM
 /// on another CPU tags `permille` of a thousand pages; and how many pages were evicted.
 fn rounds_beside_tags(permille: u64) -> (u64, u64) {
