@@ -6,9 +6,10 @@
 //! tags.
 
 use crate::addr::PAGE_SIZE;
-use crate::frames::{PIECE_BYTES, usable_frames};
+use crate::frames::{PIECE_BYTES, VmId, usable_frames};
 use crate::guest::{GuestSpec, MemError, Policy, TagUse};
 use crate::host::HostMemory;
+use crate::lend::Holding;
 use crate::region::TAG_RATIO;
 
 /// What is promised to a VM, in bytes.
@@ -19,12 +20,19 @@ pub(crate) struct Claim {
     /// Of them chunks, in any case.
     pub(crate) chunks: u64,
     /// Tag storage.
-    tags: u64,
+    pub(crate) tags: u64,
     /// Stage-2 tables.
-    tables: u64,
+    pub(crate) tables: u64,
 }
 
 impl Claim {
+    pub(crate) const NONE: Self = Self {
+        memory: 0,
+        chunks: 0,
+        tags: 0,
+        tables: 0,
+    };
+
     fn plus(self, other: Self) -> Self {
         Self {
             memory: self.memory.saturating_add(other.memory),
@@ -107,12 +115,15 @@ impl HostMemory {
         }
     }
 
-    /// Adds a VM's claim to those of all others.
+    /// Promises a VM `claim` instead of what it was promised before.
     ///
     /// # Errors
     /// There is not enough for all; nothing has changed.
-    pub(crate) fn admit(&mut self, claim: Claim) -> Result<(), MemError> {
-        let all = self.admitted.plus(claim);
+    pub(crate) fn admit(&mut self, vm: VmId, claim: Claim) -> Result<(), MemError> {
+        let holding = self.holding(vm);
+        let all = self.admitted.minus(holding.claim).plus(claim);
+        let outstanding = self.outstanding() - holding.outstanding();
+        let own = claim.chunks.saturating_sub(holding.chunks());
         let (blocks, chunks) = (self.blocks.bytes(), self.chunks.bytes().total);
         let storage = match self.lends {
             true => blocks.carve_out - blocks.offline,
@@ -134,17 +145,23 @@ impl HostMemory {
             });
         }
         // Chunks that others have taken beyond what is kept for them do not come back.
-        let wanted = self.outstanding().saturating_add(claim.chunks);
+        let wanted = outstanding.saturating_add(own);
         let there = self.chunks.free_bytes();
         if wanted > there {
             return Err(MemError::TooMuchTaggable { wanted, there });
         }
         self.admitted = all;
+        if let Some(holding) = self.holdings.get_mut(usize::from(vm.index())) {
+            holding.claim = claim;
+        }
         Ok(())
     }
 
-    /// Takes a VM's claim back.
-    pub(crate) fn dismiss(&mut self, claim: Claim) {
-        self.admitted = self.admitted.minus(claim);
+    /// Takes back what a VM was promised, which has nothing any more.
+    pub(crate) fn dismiss(&mut self, vm: VmId) {
+        if let Some(holding) = self.holdings.get_mut(usize::from(vm.index())) {
+            let gone = core::mem::replace(holding, Holding::NONE);
+            self.admitted = self.admitted.minus(gone.claim);
+        }
     }
 }

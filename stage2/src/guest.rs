@@ -116,6 +116,11 @@ pub enum MemError {
         /// Its budget in bytes.
         budget: u64,
     },
+    /// A budget lower than what is reserved for the VM.
+    InUse {
+        /// Tag storage reserved for it, in bytes.
+        reserved: u64,
+    },
     /// A tag access of a guest that may not use tags.
     NotMte,
     /// The tag block is in a state that does not allow it.
@@ -167,6 +172,9 @@ impl fmt::Display for MemError {
                     "its tag_budget of {} KiB is used up: raise it",
                     budget >> 10
                 )
+            }
+            Self::InUse { reserved } => {
+                write!(f, "its tags take {} KiB already", reserved >> 10)
             }
             Self::NotMte => write!(f, "a tag access of a VM without MTE"),
             Self::Block(bad) => write!(f, "{bad}"),
@@ -329,7 +337,12 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// What the VM was made from.
+    /// Gives it another budget, of `budget` bytes in whole blocks.
+    pub(crate) const fn set_spec(&mut self, spec: GuestSpec, budget: u64) {
+        (self.spec, self.budget) = (spec, budget);
+    }
+
+    /// What the VM was made from, with the budget that it has now.
     pub const fn spec(&self) -> &GuestSpec {
         &self.spec
     }

@@ -23,10 +23,8 @@ const FULLNESS: u64 = 8;
 pub(crate) struct Holding {
     /// Whether the VM may use tags: the blocks that cover its chunks are in these lists.
     wants: bool,
-    /// Bytes of chunks and lent frames that it may have.
-    claim: u64,
-    /// Bytes of chunks that nobody else may have.
-    quota: u64,
+    /// What it is promised, and may have at most.
+    pub(crate) claim: Claim,
     /// Bytes of chunks that it has.
     chunks: u64,
     /// Blocks that are free.
@@ -44,8 +42,7 @@ pub(crate) struct Holding {
 impl Holding {
     pub(crate) const NONE: Self = Self {
         wants: false,
-        claim: 0,
-        quota: 0,
+        claim: Claim::NONE,
         chunks: 0,
         closed: List::EMPTY,
         lent: List::EMPTY,
@@ -54,19 +51,32 @@ impl Holding {
         filled: 0,
     };
 
-    /// Of a VM that is new, and may use tags if it `wants`.
-    pub(crate) const fn new(wants: bool, claim: &Claim) -> Self {
+    /// Of a VM that is new, and may use tags if it `wants`; it is promised nothing yet.
+    pub(crate) const fn new(wants: bool) -> Self {
         Self {
             wants,
-            claim: claim.memory,
-            quota: claim.chunks,
             ..Self::NONE
         }
     }
 
-    /// Bytes of chunks that are kept for it.
+    /// Bytes of chunks that it has.
+    pub(crate) const fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Bytes of chunks that are kept for it, of its quota: nobody else may have them.
     pub(crate) const fn outstanding(&self) -> u64 {
-        self.quota.saturating_sub(self.chunks)
+        self.claim.chunks.saturating_sub(self.chunks)
+    }
+
+    /// What the VM needs that has so many lent frames and is to be promised `claim` from now on: it may
+    /// take its whole quota before anything comes back of what it has beyond that.
+    pub(crate) fn renewed(&self, claim: Claim, lent: u64) -> Claim {
+        let most = self.chunks.max(claim.chunks) + lent * PAGE_SIZE;
+        Claim {
+            memory: claim.memory.max(most),
+            ..claim
+        }
     }
 }
 
@@ -107,7 +117,7 @@ impl HostMemory {
         let holding = self.holding(vm);
         match holding.outstanding() {
             0 => {
-                let claimed = holding.chunks + lent * PAGE_SIZE + largest <= holding.claim;
+                let claimed = holding.chunks + lent * PAGE_SIZE + largest <= holding.claim.memory;
                 claimed && free >= self.outstanding() + largest
             }
             _ => free > 0,

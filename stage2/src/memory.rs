@@ -114,19 +114,43 @@ impl Memory {
         self.host.holdings.resize_with(count, || Holding::NONE);
         let slot = self.guests.get_mut(index).filter(|slot| slot.is_none());
         let slot = slot.ok_or(MemError::VmExists(spec.vm))?;
-        let claim = self.host.claim(&spec);
-        self.host.admit(claim)?;
-        match GuestMemory::new(&mut self.host, hw, spec) {
+        if let Some(holding) = self.host.holdings.get_mut(index) {
+            *holding = Holding::new(self.host.lends && TagUse::of(&spec) != TagUse::Never);
+        }
+        let admitted = self.host.admit(spec.vm, self.host.claim(&spec));
+        match admitted.and_then(|()| GuestMemory::new(&mut self.host, hw, spec)) {
             Ok(guest) => *slot = Some(guest),
             Err(cause) => {
-                self.host.dismiss(claim);
+                self.host.dismiss(spec.vm);
                 return Err(cause);
             }
         }
-        if let Some(holding) = self.host.holdings.get_mut(index) {
-            let wants = self.host.lends && TagUse::of(&spec) != TagUse::Never;
-            *holding = Holding::new(wants, &claim);
+        Ok(())
+    }
+
+    /// Gives a VM another budget of tag storage, as if it had been made with that.
+    ///
+    /// # Errors
+    /// There is not enough for what all VMs are promised then, or more is reserved for the VM already,
+    /// or it has no tags; nothing has changed.
+    pub fn set_budget(&mut self, vm: VmId, bytes: u64) -> Result<(), MemError> {
+        let (host, guest) = self.parts(vm)?;
+        let spec = GuestSpec {
+            tag_budget: bytes,
+            ..*guest.spec()
+        };
+        if TagUse::of(&spec) == TagUse::Never {
+            return Err(MemError::NotMte);
         }
+        let budget = host.budget(&spec);
+        if budget < guest.reserved {
+            return Err(MemError::InUse {
+                reserved: guest.reserved,
+            });
+        }
+        let claim = host.holding(vm).renewed(host.claim(&spec), guest.ram.lent);
+        host.admit(vm, claim)?;
+        guest.set_spec(spec, budget);
         Ok(())
     }
 
@@ -493,12 +517,8 @@ impl Memory {
         let Some(guest) = slot.and_then(Option::take) else {
             return Ok(());
         };
-        let claim = self.host.claim(guest.spec());
         let destroyed = guest.destroy(&mut self.host, hw);
-        self.host.dismiss(claim);
-        if let Some(holding) = self.host.holdings.get_mut(usize::from(vm.index())) {
-            *holding = Holding::NONE;
-        }
+        self.host.dismiss(vm);
         destroyed
     }
 

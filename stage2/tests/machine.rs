@@ -39,6 +39,8 @@ enum Step {
     Demote(usize, u64),
     Compact(usize),
     SwitchToEager(usize),
+    /// A budget for so many pages.
+    SetBudget(usize, u64),
     /// So many pages may a fault evict from now on.
     Leave(u64),
     /// So many allocations are granted to each fault before one is refused, at first.
@@ -162,6 +164,7 @@ impl ReferenceStateMachine for Plan {
             2 => (slots(), 1..1500_u64).prop_map(|(slot, pages)| Step::Demote(slot, pages)),
             2 => slots().prop_map(Step::Compact),
             1 => slots().prop_map(Step::SwitchToEager),
+            2 => (slots(), 0..1300_u64).prop_map(|(slot, pages)| Step::SetBudget(slot, pages)),
             1 => prop_oneof![Just(0), Just(2), Just(u64::MAX)].prop_map(Step::Leave),
             2 => proptest::option::weighted(0.8, 0..5_u64).prop_map(Step::Grants),
             1 => proptest::option::weighted(0.4, 0..4_usize).prop_map(Step::Starve),
@@ -195,7 +198,8 @@ impl ReferenceStateMachine for Plan {
             | Step::Sweep(slot, ..)
             | Step::Demote(slot, _)
             | Step::Compact(slot)
-            | Step::SwitchToEager(slot) => plan.vms.contains_key(&slot),
+            | Step::SwitchToEager(slot)
+            | Step::SetBudget(slot, _) => plan.vms.contains_key(&slot),
             Step::Leave(_) | Step::Grants(_) | Step::Starve(_) => true,
         }
     }
@@ -252,7 +256,7 @@ impl Core {
             Step::Release(slot, _) => slot,
             Step::Load(slot, _) | Step::Store(slot, ..) | Step::Ldg(slot, _) => slot,
             Step::Stg(slot, ..) | Step::Sweep(slot, ..) | Step::Demote(slot, _) => slot,
-            Step::SwitchToEager(slot) => slot,
+            Step::SwitchToEager(slot) | Step::SetBudget(slot, _) => slot,
             Step::Create(..) | Step::Leave(_) | Step::Grants(_) | Step::Starve(_) => return Ok(()),
         };
         let Some((base, pages)) = self.shape(slot) else {
@@ -281,6 +285,7 @@ impl Core {
                 world.compact(slot)?;
             }
             Step::SwitchToEager(_) => world.switch_to_eager(slot),
+            Step::SetBudget(_, pages) => world.set_budget(slot, pages * PAGE_SIZE / 32)?,
             Step::Create(..) | Step::Leave(_) | Step::Grants(_) | Step::Starve(_) => {}
         }
         Ok(())
@@ -307,6 +312,9 @@ impl StateMachineTest for Core {
         match core.step(step.clone()) {
             Ok(()) | Err(MemError::OverBudget { .. }) => {}
             Err(MemError::TooMuch { .. } | MemError::TooMuchTaggable { .. }) => {}
+            // A budget below what is reserved, or of a VM without tags.
+            Err(MemError::InUse { .. } | MemError::NotMte)
+                if matches!(step, Step::SetBudget(..)) => {}
             // A case that shrinks may lose the machine that its VMs were for.
             Err(MemError::StaticMismatch) => {}
             // An admitted VM always gets its memory, unless a test takes it away.

@@ -100,15 +100,45 @@ fn keep_promises(board: &Board, wishes: &[Wish], seed: u64, tagged_first: bool) 
     if !tagged_first {
         touch(&mut world);
     }
-    for (slot, &(budget, pages)) in vms.iter().enumerate() {
-        // Others than those that were touched first.
-        for &page in shuffled(pages, !seed).iter().take(32 * budget as usize) {
-            world.stg(slot, at(page), 1 + page as u8 % 15).unwrap();
+    let tag = |world: &mut World, vms: &[Wish]| {
+        for (slot, &(budget, pages)) in vms.iter().enumerate() {
+            // Others than those that were touched first.
+            for &page in shuffled(pages, !seed).iter().take(32 * budget as usize) {
+                world.stg(slot, at(page), 1 + page as u8 % 15).unwrap();
+            }
         }
-    }
-    touch(&mut world);
-    world.read_back();
+        touch(world);
+        world.read_back();
+        world.check();
+    };
+    tag(&mut world, &vms);
+    check_reserved(&world, &vms);
+    // A budget that is raised in time is as good as one that was given at the start.
+    let raised = vms.iter().enumerate();
+    let raised = raised.map(|(slot, &vm)| (raise(&mut world, slot, vm), vm.1));
+    let raised: Vec<_> = raised.collect();
     world.check();
+    tag(&mut world, &raised);
+    check_reserved(&world, &raised);
+}
+
+/// Raises the budget of a VM as far as the machine admits, at most to the double or by two blocks.
+/// Returns what it is then.
+fn raise(world: &mut World, slot: usize, (budget, pages): Wish) -> u64 {
+    let most = (2 * budget).max(budget + 2).min(pages.div_ceil(32));
+    let wanted = (budget + 1..=most).rev().filter(|_| budget > 0);
+    let granted = wanted.into_iter().find(|wanted| {
+        let raised = world.set_budget(slot, wanted * PAGE_SIZE);
+        match raised {
+            Ok(()) => true,
+            Err(MemError::TooMuch { .. } | MemError::TooMuchTaggable { .. }) => false,
+            Err(other) => panic!("{other}"),
+        }
+    });
+    granted.unwrap_or(budget)
+}
+
+fn check_reserved(world: &World, vms: &[Wish]) {
     let blocks = world.memory.host().blocks();
     let sizes = blocks.regions().map(|region| region.block_bytes());
     let largest = sizes.max().unwrap();

@@ -567,6 +567,14 @@ impl World {
         }
     }
 
+    /// Gives the VM another budget; a refusal leaves all as it was.
+    pub fn set_budget(&mut self, slot: usize, bytes: u64) -> Result<(), MemError> {
+        let id = self.vm(slot).id;
+        self.refusable(|memory, _| memory.set_budget(id, bytes))?;
+        self.vm(slot).spec.tag_budget = bytes;
+        Ok(())
+    }
+
     /// Looks for pages of the VM whose tags are all 0.
     pub fn demote(&mut self, slot: usize, pages: u64) -> u64 {
         let vm = self.vms[slot].as_mut().unwrap();
