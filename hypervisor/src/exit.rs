@@ -289,7 +289,6 @@ fn out_of_memory<C: Cpu>(error: MemError, vm: &mut Vm, vcpu: usize, env: &mut En
         MemError::OverBudget { .. } => match tag_fault::give_back_unused(vm, vcpu, env) {
             Ok(true) => Next::Resume,
             Ok(false) => {
-                log::error!("vm={} stopped: {error}", vm.config.name);
                 vm.reason = Some(error.to_string());
                 Next::End(End::OverBudget)
             }

@@ -20,6 +20,8 @@ pub enum Fate {
 enum State {
     /// Its vCPUs may run.
     Running,
+    /// None may be loaded for now.
+    Paused,
     /// None may be loaded any more; this becomes due when the last is out of hardware.
     Stopping(Fate),
     /// Nobody has any of it in hardware; what it had is taken away before this comes.
@@ -49,6 +51,12 @@ impl Life {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.state == State::Running
+    }
+
+    /// Says whether its vCPUs run, or will once it is resumed.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, State::Running | State::Paused)
     }
 
     /// Says whether it has ended and will not start again.
@@ -83,12 +91,30 @@ impl Life {
         self.due()
     }
 
-    /// Stops the VM. A VM that was to restart can be ended instead; otherwise what was asked first holds. Returns what is due
+    /// Pauses the VM: the CPUs that hold a vCPU are to take it out of hardware. Returns whether it ran.
+    pub fn pause(&mut self) -> bool {
+        self.swap(State::Running, State::Paused)
+    }
+
+    /// Lets a paused VM run again. Returns whether it was paused.
+    pub fn resume(&mut self) -> bool {
+        self.swap(State::Paused, State::Running)
+    }
+
+    fn swap(&mut self, from: State, to: State) -> bool {
+        let is = self.state == from;
+        if is {
+            self.state = to;
+        }
+        is
+    }
+
+    /// Stops the VM, paused or not. A VM that was to restart can be ended instead; otherwise what was asked first holds. Returns what is due
     /// now, as [`unload`](Self::unload) does: nothing while a CPU holds a vCPU.
     #[must_use]
     pub fn stop(&mut self, fate: Fate) -> Option<Fate> {
         self.state = match (self.state, fate) {
-            (State::Running, fate) => State::Stopping(fate),
+            (State::Running | State::Paused, fate) => State::Stopping(fate),
             (State::Stopping(Fate::Restart), Fate::End(_)) => State::Stopping(fate),
             (State::Leaving(Fate::Restart), Fate::End(_)) => State::Leaving(fate),
             (state, _) => state,
@@ -189,14 +215,42 @@ mod tests {
         assert_eq!(life.holders(), 1 << 63);
     }
 
+    #[test]
+    fn nothing_is_loaded_of_a_paused_vm_and_all_of_one_that_is_resumed() {
+        let mut life = Life::default();
+        assert!(life.load(0) && !life.resume());
+        assert!(life.pause() && !life.pause());
+        assert!(!life.is_running() && life.is_live() && !life.is_over());
+        assert_eq!(life.holders(), 1, "who has a vCPU has to leave");
+        assert!(!life.load(1));
+        assert_eq!(life.unload(0), None, "its memory stays");
+        assert!(!life.load(0));
+        assert!(life.resume() && !life.resume());
+        assert!(life.is_running() && life.load(1));
+    }
+
+    #[test]
+    fn a_paused_vm_ends_or_restarts_as_soon_as_nobody_holds_it() {
+        let mut life = Life::default();
+        assert!(life.load(2) && life.pause());
+        assert_eq!(life.stop(Fate::Restart), None);
+        assert!(!life.pause() && !life.resume(), "it stops");
+        assert_eq!(life.unload(2), Some(Fate::Restart));
+        assert!(!life.pause() && !life.resume(), "its memory leaves");
+        assert_eq!(life.finish(), Some(Fate::Restart));
+        assert!(life.is_running() && life.pause());
+        assert_eq!(life.stop(OFF), Some(OFF));
+        assert!(!life.pause() && !life.resume());
+    }
+
     /// All sequences of seven steps of two CPUs: memory goes only while nobody holds it, once for each stop.
     #[test]
     fn no_sequence_of_steps_releases_what_a_cpu_holds() {
-        const STEPS: usize = 8;
+        const STEPS: usize = 10;
         for sequence in 0..STEPS.pow(7) {
             let mut life = Life::default();
             let (mut held, mut over, mut asked) = ([false; 2], false, false);
-            let mut leaving = false;
+            let (mut leaving, mut paused) = (false, false);
             let mut rest = sequence;
             for _ in 0..7 {
                 let (step, cpu) = (rest % STEPS, rest % 2);
@@ -204,7 +258,7 @@ mod tests {
                 let due = match step {
                     0 | 1 => {
                         let may = life.load(cpu);
-                        assert_eq!(may, !over && !asked && !leaving, "{sequence}");
+                        assert_eq!(may, !over && !asked && !leaving && !paused, "{sequence}");
                         held[cpu] |= may;
                         None
                     }
@@ -220,6 +274,17 @@ mod tests {
                         asked |= !over && !leaving;
                         life.stop(Fate::Restart)
                     }
+                    7 => {
+                        let may = !over && !asked && !leaving && !paused;
+                        assert_eq!(life.pause(), may, "{sequence}");
+                        paused |= may;
+                        None
+                    }
+                    8 => {
+                        assert_eq!(life.resume(), paused, "{sequence}");
+                        paused = false;
+                        None
+                    }
                     _ => {
                         let fate = life.finish();
                         assert_eq!(fate.is_some(), leaving, "{sequence}");
@@ -228,6 +293,7 @@ mod tests {
                         None
                     }
                 };
+                paused &= !asked;
                 let nobody = held == [false; 2];
                 assert_eq!(due.is_some(), asked && nobody, "{sequence}");
                 if due.is_some() {

@@ -329,6 +329,28 @@ fn a_vm_at_its_budget_ends_after_each_page_was_looked_at_in_vain() {
 }
 
 #[test]
+fn a_vm_at_its_budget_goes_on_once_that_is_raised_and_looks_again_if_not() {
+    let mut rig = at_its_budget();
+    let pc = rig.context().pc;
+    for _ in 0..2 {
+        // Resumed with the same budget, it looks through all its pages anew.
+        assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
+        assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::End(End::OverBudget));
+    }
+    let id = rig.vms[0].id;
+    let low = rig.memory.set_budget(id, 0).unwrap_err();
+    assert_eq!(low.to_string(), "its tags take 4 KiB already");
+    rig.memory.set_budget(id, 2 * PAGE_SIZE).unwrap();
+    assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
+    assert_eq!(
+        (tagged(&rig), rig.context().pc),
+        (33, pc),
+        "it repeats its access"
+    );
+    rig.check();
+}
+
+#[test]
 fn a_vm_that_gave_tags_up_since_another_search_is_not_over_its_budget() {
     let mut rig = at_its_budget();
     // The guest is interrupted while its pages are looked at, and does something else for a while.

@@ -102,7 +102,7 @@ impl Hypervisor {
         if let Some(guest) = self
             .guests
             .get_mut(index)
-            .filter(|guest| guest.life.is_running())
+            .filter(|guest| guest.life.is_live())
         {
             log::error!("vm={} stopped: {failure}", guest.vm.config.name);
             guest.vm.reason = Some(failure.to_string());
@@ -116,18 +116,72 @@ impl Hypervisor {
             return;
         };
         let due = guest.life.stop(fate);
-        let mut holders = guest.life.holders();
+        let holders = guest.life.holders();
         for processor in &mut self.processors {
             processor.queue.remove_vm(index);
         }
         if let Some(fate) = due {
             self.carry_out(index, fate, cpu);
         }
-        while holders != 0 {
-            self.call(holders.trailing_zeros() as usize, cpu.index);
-            holders &= holders - 1;
-        }
+        self.call_all(holders, cpu);
         self.leave_stopped(cpu);
+    }
+
+    /// Makes CPUs (bit `n`: CPU `n`) leave their guest or their sleep.
+    fn call_all(&mut self, mut cpus: u64, cpu: &ThisCpu) {
+        while cpus != 0 {
+            self.call(cpus.trailing_zeros() as usize, cpu.index);
+            cpus &= cpus - 1;
+        }
+    }
+
+    /// Pauses a VM: its vCPUs stay where they are, and none is entered. Returns whether it ran.
+    pub(super) fn pause(&mut self, index: usize, cpu: &mut ThisCpu) -> bool {
+        let Some(guest) = self.guests.get_mut(index) else {
+            return false;
+        };
+        let (ran, holders) = (guest.life.pause(), guest.life.holders());
+        self.call_all(holders, cpu);
+        self.leave_stopped(cpu);
+        ran
+    }
+
+    /// Pauses a VM at its budget, so that somebody can raise it; in batch it ends.
+    pub(super) fn over_budget(&mut self, index: usize, cpu: &mut ThisCpu) {
+        let Some(Guest { vm, life, .. }) = self.guests.get(index) else {
+            return;
+        };
+        let (name, reason) = (&vm.config.name, vm.reason.as_deref().unwrap_or_default());
+        match (self.config.batch, life.is_running()) {
+            (true, true) => log::error!("vm={name} stopped: {reason}"),
+            (false, true) => log::error!(
+                "vm={name} paused: {reason} by 'vm budget {name} SIZE', then 'vm resume {name}'"
+            ),
+            (_, false) => {}
+        }
+        if self.config.batch {
+            self.stop(index, Fate::End(End::OverBudget), cpu);
+        } else {
+            self.pause(index, cpu);
+        }
+    }
+
+    /// Lets a paused VM run again: what its vCPUs waited for meanwhile is looked at first. Returns whether it was paused.
+    #[allow(dead_code, reason = "for the monitor")]
+    pub(super) fn resume(&mut self, index: usize, cpu: &ThisCpu) -> bool {
+        let resumed = self.guests.get_mut(index).is_some_and(|guest| {
+            guest.vm.reason = None;
+            guest.life.resume()
+        });
+        if resumed {
+            for home in 0..self.processors.len() {
+                if let Some(processor) = self.processors.get_mut(home) {
+                    processor.look = true;
+                }
+                self.call(home, cpu.index);
+            }
+        }
+        resumed
     }
 
     /// Takes the vCPU that is loaded out of hardware if its VM stops.

@@ -386,6 +386,7 @@ impl Hypervisor {
                 self.retire(cpu, place);
             }
             Next::End(End::Reset) if !self.config.batch => self.stop(place.0, Fate::Restart, cpu),
+            Next::End(End::OverBudget) => self.over_budget(place.0, cpu),
             Next::End(end) => self.stop(place.0, Fate::End(end), cpu),
             Next::Fail(failure) => self.fail_vm(place.0, failure, cpu),
         }

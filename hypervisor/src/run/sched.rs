@@ -37,8 +37,8 @@ impl Hypervisor {
             return;
         };
         let guest = self.guests.get_mut(place.0);
-        let running = guest.filter(|guest| guest.life.is_running());
-        let Some(vcpu) = running.and_then(|guest| guest.vm.vcpus.get_mut(place.1)) else {
+        let live = guest.filter(|guest| guest.life.is_live());
+        let Some(vcpu) = live.and_then(|guest| guest.vm.vcpus.get_mut(place.1)) else {
             return;
         };
         vcpu.home = home;
@@ -72,8 +72,8 @@ impl Hypervisor {
         let choice = processor
             .queue
             .next(slice(), cpu.yielding.take(), |(vm, vcpu)| {
-                let guest = guests.get(vm);
-                let vcpu = guest.and_then(|guest| guest.vm.vcpus.get(vcpu));
+                let running = guests.get(vm).filter(|guest| guest.life.is_running());
+                let vcpu = running.and_then(|guest| guest.vm.vcpus.get(vcpu));
                 vcpu.is_some_and(|vcpu| vcpu.is_runnable())
             });
         let waiting = choice.and_then(|choice| choice.waiting);
@@ -143,7 +143,9 @@ impl Hypervisor {
                 continue;
             }
             let may_move = |place: &Place| {
-                let vcpu = self.vcpu(*place);
+                let guest = self.guests.get(place.0);
+                let running = guest.filter(|guest| guest.life.is_running());
+                let vcpu = running.and_then(|guest| guest.vm.vcpus.get(place.1));
                 vcpu.is_some_and(|vcpu| vcpu.is_runnable() && !vcpu.loaded)
                     && self.allowed(place.0) >> this & 1 != 0
             };
