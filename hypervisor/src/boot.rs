@@ -64,6 +64,9 @@ fn fatal(text: &str) -> ! {
 
 /// Powers the machine off; where firmware cannot, parks this CPU.
 pub fn power_off() -> ! {
+    if let Some(mut console) = CONSOLE.try_lock() {
+        console.flush();
+    }
     match firmware() {
         Some(firmware) => {
             let _ = firmware.system_off();

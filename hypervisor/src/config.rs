@@ -63,6 +63,8 @@ pub struct VmConfig {
     pub policy: PolicyChoice,
     /// Random bytes for its first start; empty: it gets none.
     pub seed: Vec<u8>,
+    /// Whether it is started with the machine; else it is a template only.
+    pub autostart: bool,
 }
 
 /// The whole configuration.
@@ -74,8 +76,10 @@ pub struct Config {
     pub eviction_rate: u32,
     /// A tag block is emptied in idle time if no more percent of the pages that it covers have tags; 0: none.
     pub compact_below: u8,
-    /// No terminal: guest lines are prefixed, a reset ends its VM.
+    /// No terminal: guest lines are whole, a reset ends its VM.
     pub batch: bool,
+    /// The terminal understands colours.
+    pub colour: bool,
     /// Announces the JSON report on the console; none: no JSON report.
     pub report_key: Option<String>,
     /// Highest level that is logged.
@@ -138,19 +142,25 @@ impl fmt::Display for ConfigError {
         } else {
             write!(f, "tagvisor.conf: ")?;
         }
-        match &self.problem {
-            Problem::NotText => write!(f, "not UTF-8 text"),
-            Problem::Version => write!(
+        write!(f, "{}", self.problem)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotText => write!(f, "not UTF-8 text"),
+            Self::Version => write!(
                 f,
                 "the first line must be `tagvisor 1`: make the bundle with this version's tool"
             ),
-            Problem::UnknownKey(key) => write!(f, "unknown key `{key}`"),
-            Problem::BadValue(value, expected) => write!(f, "`{value}` is not {expected}"),
-            Problem::OutsideVm(key) => write!(f, "`{key}` belongs after a `vm` line"),
-            Problem::DuplicateName(name) => write!(f, "two VMs are named `{name}`"),
-            Problem::Missing(name, key) => write!(f, "VM `{name}` has no `{key}`"),
-            Problem::NoVm => write!(f, "no VM is configured"),
-            Problem::TooManyVms => write!(f, "more than {MAX_VMS} VMs"),
+            Self::UnknownKey(key) => write!(f, "unknown key `{key}`"),
+            Self::BadValue(value, expected) => write!(f, "`{value}` is not {expected}"),
+            Self::OutsideVm(key) => write!(f, "`{key}` belongs after a `vm` line"),
+            Self::DuplicateName(name) => write!(f, "two VMs are named `{name}`"),
+            Self::Missing(name, key) => write!(f, "VM `{name}` has no `{key}`"),
+            Self::NoVm => write!(f, "no VM is configured"),
+            Self::TooManyVms => write!(f, "more than {MAX_VMS} VMs"),
         }
     }
 }
@@ -179,6 +189,7 @@ impl Config {
             eviction_rate: EVICTION_RATE,
             compact_below: COMPACT_BELOW,
             batch: false,
+            colour: false,
             report_key: None,
             log: log::LevelFilter::Info,
             vms: Vec::new(),
@@ -213,8 +224,9 @@ impl Config {
                 self.compact_below = percent.ok_or_else(|| bad(value, EXPECTED))?;
             }
             "batch" => self.batch = switch(value)?,
+            "colour" => self.colour = switch(value)?,
             "report-key" => self.report_key = Some(report_key(value)?),
-            "log" => self.log = choose(value, LEVELS, "error, warn, info, debug or trace")?,
+            "log" => self.log = log_level(value)?,
             "vm" => self.begin_vm(value)?,
             _ => {
                 let vm = self.vms.last_mut().ok_or_else(|| {
@@ -231,17 +243,7 @@ impl Config {
     }
 
     fn begin_vm(&mut self, name: &str) -> Result<(), Problem> {
-        let valid = !name.is_empty()
-            && name.len() <= 32
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
-        if !valid || name == "tagvisor" {
-            return Err(bad(
-                name,
-                "a VM's name: 1 to 32 of a-z A-Z 0-9 - _ . and not `tagvisor`",
-            ));
-        }
+        check_name(name)?;
         if self.vms.iter().any(|vm| vm.name == name) {
             return Err(Problem::DuplicateName(name.to_string()));
         }
@@ -260,6 +262,7 @@ impl Config {
             cpus: u64::MAX,
             policy: PolicyChoice::Auto,
             seed: Vec::new(),
+            autostart: true,
         });
         Ok(())
     }
@@ -280,7 +283,36 @@ impl Config {
     }
 }
 
-const VM_KEYS: [&str; 9] = [
+/// Reads a level of logging.
+///
+/// # Errors
+///
+/// There is no such level.
+pub fn log_level(value: &str) -> Result<log::LevelFilter, Problem> {
+    choose(value, LEVELS, "error, warn, info, debug or trace")
+}
+
+/// Checks that a VM can be called so.
+///
+/// # Errors
+///
+/// It cannot; says how names are.
+pub fn check_name(name: &str) -> Result<(), Problem> {
+    let valid = !name.is_empty()
+        && name.len() <= 32
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    if !valid || name == "tagvisor" {
+        return Err(bad(
+            name,
+            "a VM's name: 1 to 32 of a-z A-Z 0-9 - _ . and not `tagvisor`",
+        ));
+    }
+    Ok(())
+}
+
+const VM_KEYS: [&str; 10] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -290,6 +322,7 @@ const VM_KEYS: [&str; 9] = [
     "tag-budget",
     "cpu-mask",
     "seed",
+    "autostart",
 ];
 const POLICIES: &[(&str, PolicyChoice)] = &[
     ("auto", PolicyChoice::Auto),
@@ -342,6 +375,7 @@ impl VmConfig {
                     .ok_or_else(|| bad(value, "a number of vCPUs: 1 to 8"))?;
             }
             "mte" => self.mte = switch(value)?,
+            "autostart" => self.autostart = switch(value)?,
             "tag-budget" => self.tag_budget = Some(number(value, "a number of bytes")?),
             "cpu-mask" => self.cpus = number(value, "a mask of CPUs")?,
             "seed" => self.seed = seed(value)?,
@@ -526,10 +560,10 @@ mod tests {
                 "tagvisor 1\nmemory 4\n",
                 "line 2: `memory` belongs after a `vm` line",
             ),
-            ("tagvisor 1\ncolour red\n", "line 2: unknown key `colour`"),
+            ("tagvisor 1\nsound red\n", "line 2: unknown key `sound`"),
             (
-                "tagvisor 1\nvm a\ncolour red\n",
-                "line 3: unknown key `colour`",
+                "tagvisor 1\nvm a\nsound red\n",
+                "line 3: unknown key `sound`",
             ),
             ("tagvisor 1\nvm a b\n", "line 2: `a b` is not a VM's name"),
             (

@@ -1,33 +1,57 @@
-//! The console: one UART carries tagvisor's own lines and all guests' output.
+//! The console: one UART carries tagvisor's own lines, all guests' output and the monitor.
 //!
-//! Batch: each guest line is printed whole, after the VM's name; control characters are dropped, so that no guest can begin a
-//! line, forge another's, or hide one. Interactive: the attached guest's bytes pass as they are, own lines stand alone.
+//! Each line of a guest begins with its VM's name. Lines are printed whole; of the attached guest, whose terminal the console is,
+//! each byte is shown at once: its open line, or the monitor's, is taken away for the lines of others and shown again below them.
+//! What a guest sends passes [`Filter`], so that no guest can begin a line, forge another's, hide one, or steer the terminal.
+//!
+//! Nothing waits for the UART on behalf of a guest: what it does not take now is kept, then the guests find their UARTs full.
 //! Input: Ctrl-] begins a command of [`Command`]; twice, it is itself.
 //!
 //! Lock rank: last. Whoever holds the console takes no other lock.
 
+mod filter;
+
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+use crate::devices::vuart::TRANSMIT_HEADROOM;
+use crate::monitor::{Edit, Editor};
+use filter::Filter;
+
 /// The byte-wide device below.
 pub trait Uart {
+    /// Says whether it takes a byte now.
+    fn has_room(&mut self) -> bool {
+        true
+    }
     /// Sends one byte, waiting for room.
     fn put(&mut self, byte: u8);
     /// Takes one received byte, if any.
     fn get(&mut self) -> Option<u8>;
     /// Raises an interrupt from now on when bytes are received.
     fn listen(&mut self) {}
+    /// Raises an interrupt when there is room, or no more.
+    fn tell_room(&mut self, _on: bool) {}
 }
 
 /// Begins a command to tagvisor: Ctrl-].
 pub const ESCAPE: u8 = 0x1d;
 /// Begins the line of the JSON report; dropped from guests' lines.
 pub const REPORT_MARK: u8 = 0x1e;
+/// What the monitor's line begins with.
+pub const PROMPT: &[u8] = b"tagvisor> ";
 /// Longest guest line that is printed whole, bytes; longer ones are cut into several.
 const LINE_BYTES: usize = 1024;
+/// What is kept for a UART that is slower than those who print.
+const OUT_BYTES: usize = 8192;
+/// Room in it for the line of a guest, with the open line that it interrupts.
+const LINE_ROOM: usize = 3 * LINE_BYTES;
+/// Room in it for what the attached guest still sends when its UART is full: each byte may be a carriage return.
+const BYTE_ROOM: usize = TRANSMIT_HEADROOM * 64;
 
-/// What a user can ask of tagvisor itself.
+/// What a user can ask of tagvisor by a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// `q`: stop all VMs, report, power off.
@@ -38,38 +62,75 @@ pub enum Command {
     Report,
     /// `n`: give the console to the next VM.
     Next,
+    /// `m`: the monitor.
+    Monitor,
     /// `h` or `?`: print what there is.
     Help,
 }
 
 /// What an input byte means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// It is for the attached guest.
-    Guest(u8),
+    Byte(u8),
     /// It completes a command.
     Command(Command),
+    /// It completes a line for the monitor.
+    Line(Vec<u8>),
+    /// It asks to [complete](Console::complete) the monitor's line.
+    Complete,
+    /// It leaves the monitor.
+    Leave,
 }
 
-/// How guests' output is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Lines, prefixed.
-    Batch,
-    /// The bytes of the attached guest, given by its index.
-    Interactive {
-        /// Whose bytes are shown, and who gets the input.
-        attached: usize,
-    },
+/// What a guest has sent.
+#[derive(Default)]
+struct Source {
+    name: String,
+    filter: Filter,
+    /// What is not printed yet; of the attached guest, the open line, printed already.
+    text: Vec<u8>,
+    /// Whole lines in it.
+    lines: usize,
+    /// Its UART is full until there is room again.
+    full: bool,
+}
+
+impl Source {
+    /// What there was is printed, and the line has ended.
+    fn begin_line(&mut self) {
+        self.text.clear();
+        self.filter.begin_line();
+    }
+}
+
+/// What is on the UART, and on its way there.
+struct Screen<U> {
+    uart: Option<U>,
+    /// What the UART has not taken yet.
+    out: VecDeque<u8>,
+    /// The terminal understands colours, and that a line is erased.
+    colour: bool,
+    /// The last line is open.
+    line_open: bool,
 }
 
 /// The console's state over a UART.
 pub struct Console<U> {
-    uart: Option<U>,
-    mode: Mode,
-    line_open: bool,
+    screen: Screen<U>,
+    interactive: bool,
     escaped: bool,
-    lines: Vec<Vec<u8>>,
+    sources: Vec<Source>,
+    /// Whose terminal this is.
+    attached: Option<usize>,
+    /// The line of the monitor, while it is open: it has the terminal then.
+    editor: Option<Editor>,
+    /// Whose turn it is to print lines that wait.
+    turn: usize,
+    /// What the attached guest may send while others wait: as much as they have.
+    credit: usize,
+    /// VMs (bit `n`: VM `n`) whose UARTs have room again.
+    freed: u64,
 }
 
 impl<U: Uart> Console<U> {
@@ -77,47 +138,112 @@ impl<U: Uart> Console<U> {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            uart: None,
-            mode: Mode::Batch,
-            line_open: false,
+            screen: Screen {
+                uart: None,
+                out: VecDeque::new(),
+                colour: false,
+                line_open: false,
+            },
+            interactive: false,
             escaped: false,
-            lines: Vec::new(),
+            sources: Vec::new(),
+            attached: None,
+            editor: None,
+            turn: 0,
+            credit: 0,
+            freed: 0,
         }
     }
 
     /// Uses `uart` from now on.
     pub fn attach(&mut self, uart: U) {
-        self.uart = Some(uart);
+        self.screen.uart = Some(uart);
     }
 
-    /// Sets the mode for `vms` guests.
-    pub fn start(&mut self, mode: Mode, vms: usize) {
-        self.mode = mode;
-        self.lines.resize_with(vms, Vec::new);
+    /// Begins its work for guests: as somebody's terminal if `interactive`, one that understands `colour`. If the UART is never
+    /// `told` to have room, who prints waits for it.
+    pub fn start(&mut self, interactive: bool, colour: bool, told: bool) {
+        if told {
+            self.screen.out.reserve(OUT_BYTES);
+        }
+        (self.interactive, self.screen.colour) = (interactive, colour);
     }
 
-    /// Shows guest `vm` from now on, if the console is a guest's terminal at all.
+    /// Makes room for VM `vm`, called `name`.
+    pub fn add(&mut self, vm: usize, name: &str) {
+        while self.sources.len() <= vm {
+            self.sources.push(Source::default());
+        }
+        if let Some(source) = self.sources.get_mut(vm) {
+            *source = Source::default();
+            source.name.push_str(name);
+        }
+    }
+
+    /// Shows guest `vm` from now on, if the console is a terminal at all.
     pub fn show(&mut self, vm: usize) {
-        if let Mode::Interactive { attached } = &mut self.mode {
-            *attached = vm;
+        if !self.interactive || self.attached == Some(vm) {
+            return;
+        }
+        if self.editor.is_none() {
+            self.leave();
+            // It was shown already.
+            if let Some(source) = self.attached.and_then(|old| self.sources.get_mut(old)) {
+                source.begin_line();
+            }
+        }
+        self.attached = Some(vm);
+        if self.editor.is_none() {
+            self.enter();
+        }
+    }
+
+    /// Gives the monitor the terminal, or takes it away.
+    pub fn monitor(&mut self, open: bool) {
+        self.leave();
+        self.editor = open.then(Editor::default);
+        self.enter();
+    }
+
+    /// Completes the monitor's last word, where a name can be one of `names`, or shows what there is.
+    pub fn complete(&mut self, names: &[&str]) {
+        let Some(mut editor) = self.editor.take() else {
+            return;
+        };
+        let added = editor.complete(names, &mut |word| {
+            self.leave();
+            self.line(format_args!("  {word}"));
+        });
+        let line = editor.line();
+        let new = line.len() - added;
+        self.screen.put_all(line.get(new..).unwrap_or_default());
+        self.editor = Some(editor);
+        if !self.screen.line_open {
+            self.enter();
+        }
+    }
+
+    /// Ends the open line for good.
+    pub fn leave(&mut self) {
+        if self.screen.line_open {
+            self.screen.put_style(b"\x1b[0m");
+            self.screen.end_line();
         }
     }
 
     /// Asks for an interrupt when there is input.
     pub fn listen(&mut self) {
-        if let Some(uart) = &mut self.uart {
+        if let Some(uart) = &mut self.screen.uart {
             uart.listen();
         }
     }
 
     /// Prints a line of tagvisor's own.
     pub fn line(&mut self, text: fmt::Arguments<'_>) {
-        if self.line_open {
-            self.end_line();
-        }
+        let was_open = self.screen.begin_line();
         // Writing to the UART cannot fail; formatting can only if a Display of ours says so.
-        let _ = self.write_fmt(text);
-        self.end_line();
+        let _ = self.screen.write_fmt(text);
+        self.end_line(was_open);
     }
 
     /// Prints the JSON report as the line the host tool looks for.
@@ -125,33 +251,76 @@ impl<U: Uart> Console<U> {
         self.line(format_args!("{}{key} {json}", char::from(REPORT_MARK)));
     }
 
-    /// Prints a byte that guest `vm`, called `name`, sent.
-    pub fn guest_byte(&mut self, vm: usize, name: &str, byte: u8) {
-        match self.mode {
-            Mode::Interactive { attached } if attached == vm => {
-                self.line_open = byte != b'\n';
-                self.put(byte);
-            }
-            Mode::Interactive { .. } => {}
-            Mode::Batch => self.collect(vm, name, byte),
+    /// Prints a byte that guest `vm` sent. Returns whether there is room for more than [`TRANSMIT_HEADROOM`] others.
+    pub fn guest_byte(&mut self, vm: usize, byte: u8) -> bool {
+        let shown = self.shown() == Some(vm);
+        let Some(source) = self.sources.get_mut(vm) else {
+            return true;
+        };
+        let before = source.text.len();
+        if before >= LINE_BYTES + TRANSMIT_HEADROOM {
+            // It does not look whether there is room.
+            return false;
         }
+        source
+            .text
+            .extend_from_slice(source.filter.push(byte, shown));
+        let cut = source.lines == 0 && source.text.len() >= LINE_BYTES;
+        let ends = byte == b'\n' || cut;
+        if shown {
+            self.show_more(vm, before, ends);
+        } else if ends {
+            if byte != b'\n' {
+                source.text.push(b'\n');
+                source.filter.begin_line();
+            }
+            source.lines += 1;
+            self.pump();
+        }
+        let crowded = shown && self.is_crowded();
+        let Some(source) = self.sources.get_mut(vm) else {
+            return true;
+        };
+        source.full = crowded || !shown && source.text.len() >= LINE_BYTES;
+        !source.full
     }
 
     /// Prints what guest `vm` left of a line; called when it ends.
-    pub fn flush_guest(&mut self, vm: usize, name: &str) {
-        if self.mode == Mode::Batch && self.lines.get(vm).is_some_and(|line| !line.is_empty()) {
-            self.print_collected(vm, name);
+    pub fn flush_guest(&mut self, vm: usize) {
+        if self.shown() == Some(vm) {
+            self.leave();
+        } else {
+            while self.print_line(vm, true) {}
+        }
+        if let Some(source) = self.sources.get_mut(vm) {
+            source.begin_line();
+            source.full = false;
         }
     }
 
     /// Takes the next input, if there is any.
     pub fn input(&mut self) -> Option<Input> {
-        while let Some(byte) = self.uart.as_mut().and_then(Uart::get) {
+        while let Some(byte) = self.screen.uart.as_mut().and_then(Uart::get) {
             if let Some(input) = self.interpret(byte) {
                 return Some(input);
             }
         }
         None
+    }
+
+    /// Goes on with what waits for the UART. Returns the VMs (bit `n`: VM `n`) whose UARTs have room again.
+    pub fn drain(&mut self) -> u64 {
+        self.screen.send_waiting();
+        self.pump();
+        core::mem::take(&mut self.freed)
+    }
+
+    /// Sends all that is on its way, however long that takes.
+    #[inline(never)]
+    pub fn flush(&mut self) {
+        while let (Some(uart), Some(byte)) = (&mut self.screen.uart, self.screen.out.pop_front()) {
+            uart.put(byte);
+        }
     }
 
     fn interpret(&mut self, byte: u8) -> Option<Input> {
@@ -160,58 +329,240 @@ impl<U: Uart> Console<U> {
                 self.escaped = true;
                 return None;
             }
-            return matches!(self.mode, Mode::Interactive { .. }).then_some(Input::Guest(byte));
+            return match &mut self.editor {
+                Some(editor) => {
+                    let edit = editor.key(byte);
+                    self.edit(edit, byte)
+                }
+                None => self.interactive.then_some(Input::Byte(byte)),
+            };
         }
-        match byte {
-            b'q' => Some(Input::Command(Command::Quit)),
-            b't' => Some(Input::Command(Command::Timeout)),
-            b'r' => Some(Input::Command(Command::Report)),
-            b'n' => Some(Input::Command(Command::Next)),
-            b'h' | b'?' => Some(Input::Command(Command::Help)),
-            ESCAPE | b']' => Some(Input::Guest(ESCAPE)),
-            _ => None,
+        Some(Input::Command(match byte {
+            b'q' => Command::Quit,
+            b't' => Command::Timeout,
+            b'r' => Command::Report,
+            b'n' => Command::Next,
+            b'm' => Command::Monitor,
+            b'h' | b'?' => Command::Help,
+            ESCAPE | b']' => return Some(Input::Byte(ESCAPE)),
+            _ => return None,
+        }))
+    }
+
+    /// Shows what a key has done to the monitor's line.
+    fn edit(&mut self, edit: Edit, key: u8) -> Option<Input> {
+        match edit {
+            Edit::Nothing => {}
+            Edit::Add(_) => self.screen.put(key),
+            Edit::Erase(count) => {
+                for _ in 0..count {
+                    self.screen.put_all(b"\x08 \x08");
+                }
+            }
+            Edit::Enter => {
+                self.leave();
+                return self
+                    .editor
+                    .as_mut()
+                    .map(|editor| Input::Line(editor.take()));
+            }
+            Edit::Complete => return Some(Input::Complete),
+            Edit::Leave => return Some(Input::Leave),
+        }
+        None
+    }
+
+    /// The guest whose bytes are shown at once.
+    fn shown(&self) -> Option<usize> {
+        self.attached.filter(|_| self.editor.is_none())
+    }
+
+    /// Whether the attached guest has to wait.
+    fn is_crowded(&self) -> bool {
+        match self.screen.free() {
+            ..BYTE_ROOM => true,
+            ..LINE_ROOM if self.credit == 0 => self.sources.iter().any(|source| source.lines > 0),
+            _ => false,
         }
     }
 
-    fn collect(&mut self, vm: usize, name: &str, byte: u8) {
-        let Some(line) = self.lines.get_mut(vm) else {
-            return;
-        };
-        let control = byte < 0x20 && byte != b'\t' || byte == 0x7f;
-        // U+0080 to U+009F, in UTF-8 C2 80 to C2 9F, are control characters too: U+009B begins what ESC [ begins.
-        if (0x80..0xa0).contains(&byte) && line.last() == Some(&0xc2) {
-            line.pop();
-        } else if !control {
-            line.push(byte);
-        }
-        if byte == b'\n' || line.len() >= LINE_BYTES {
-            self.print_collected(vm, name);
+    /// Prints lines that wait, as long as there is room, and tells the guests that there is room again.
+    fn pump(&mut self) {
+        let shown = self.shown();
+        let mut idle = 0;
+        while idle < self.sources.len() && self.screen.free() >= LINE_ROOM {
+            self.turn += 1;
+            if self.turn >= self.sources.len() {
+                self.turn = 0;
+            }
+            let is_shown = shown == Some(self.turn);
+            idle += 1;
+            if !is_shown && self.print_line(self.turn, false) {
+                idle = 0;
+            }
+            if let Some(source) = self.sources.get_mut(self.turn)
+                && source.full
+                && (is_shown || source.text.len() < LINE_BYTES)
+            {
+                source.full = false;
+                self.freed |= 1 << self.turn;
+            }
         }
     }
 
-    fn print_collected(&mut self, vm: usize, name: &str) {
-        let Some(line) = self.lines.get_mut(vm) else {
+    /// Prints the first whole line that waits of a guest, or `any` that has begun. Returns whether there was one.
+    fn print_line(&mut self, vm: usize, any: bool) -> bool {
+        let Some(source) = self.sources.get_mut(vm) else {
+            return false;
+        };
+        if source.lines == 0 && (!any || source.text.is_empty()) {
+            return false;
+        }
+        let end = source.text.iter().position(|byte| *byte == b'\n');
+        let end = end.unwrap_or(source.text.len());
+        let was_open = self.screen.begin_line();
+        self.screen.put_name(vm, &source.name);
+        self.screen.put_text(
+            (vm, &source.name),
+            source.text.get(..end).unwrap_or_default(),
+        );
+        source.text.drain(..source.text.len().min(end + 1));
+        source.lines = source.lines.saturating_sub(1);
+        self.credit = (self.credit + end).min(LINE_BYTES);
+        self.end_line(was_open);
+        true
+    }
+
+    /// Shows what the attached guest has sent beyond `from`, and `ends` its line.
+    fn show_more(&mut self, vm: usize, from: usize, ends: bool) {
+        let Some(source) = self.sources.get_mut(vm) else {
             return;
         };
-        let mut line = core::mem::take(line);
-        for byte in name.bytes().chain(*b"| ").chain(line.iter().copied()) {
-            self.put(byte);
+        let screen = &mut self.screen;
+        let more = source.text.get(from..).unwrap_or_default();
+        let more = more.strip_suffix(b"\n").unwrap_or(more);
+        if ends || !more.is_empty() {
+            if !core::mem::replace(&mut screen.line_open, true) {
+                screen.put_name(vm, &source.name);
+            }
+            screen.put_text((vm, &source.name), more);
+            self.credit = self.credit.saturating_sub(1);
         }
-        self.end_line();
-        line.clear();
-        if let Some(slot) = self.lines.get_mut(vm) {
-            *slot = line;
+        if ends {
+            // What the line has done to colours.
+            if source.text.contains(&0x1b) {
+                screen.put_all(b"\x1b[0m");
+            }
+            screen.end_line();
+            source.begin_line();
         }
+    }
+
+    /// Shows the open line of whoever has the terminal.
+    pub fn enter(&mut self) {
+        if let Some(editor) = &self.editor {
+            self.screen.put_all(PROMPT);
+            self.screen.put_all(editor.line());
+            self.screen.line_open = true;
+        } else if let Some(vm) = self.attached {
+            while self.print_line(vm, false) {}
+            self.show_more(vm, 0, false);
+        }
+    }
+
+    /// Ends a line, and shows the one again that it interrupted.
+    fn end_line(&mut self, was_open: bool) {
+        self.screen.end_line();
+        if was_open {
+            self.enter();
+        }
+    }
+}
+
+impl<U: Uart> Screen<U> {
+    /// Takes the open line away. Returns whether there was any.
+    fn begin_line(&mut self) -> bool {
+        let was_open = core::mem::take(&mut self.line_open);
+        if was_open {
+            if self.colour {
+                self.put_all(b"\x1b[0m\r\x1b[K");
+            } else {
+                self.end_line();
+            }
+        }
+        was_open
     }
 
     fn end_line(&mut self) {
-        self.put(b'\r');
-        self.put(b'\n');
+        self.put_all(b"\r\n");
         self.line_open = false;
     }
 
+    /// Prints the name of VM `vm`.
+    fn put_name(&mut self, vm: usize, name: &str) {
+        /// Green, yellow, blue, magenta, cyan, red.
+        const COLOURS: &[u8; 6] = b"234561";
+        let colour = COLOURS.get(vm % COLOURS.len()).copied().unwrap_or(b'2');
+        self.put_style(&[0x1b, b'[', b'3', colour, b'm']);
+        self.put_all(name.as_bytes());
+        self.put_all(b"| ");
+        self.put_style(b"\x1b[0m");
+    }
+
+    /// Prints a part of a guest's line; a carriage return goes back to behind its name.
+    fn put_text(&mut self, (vm, name): (usize, &str), text: &[u8]) {
+        for &byte in text {
+            self.put(byte);
+            if byte == b'\r' {
+                self.put_name(vm, name);
+            }
+        }
+    }
+
+    /// Prints what only a terminal understands.
+    fn put_style(&mut self, sequence: &[u8]) {
+        if self.colour {
+            self.put_all(sequence);
+        }
+    }
+
+    fn put_all(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.put(byte);
+        }
+    }
+
+    #[inline(never)]
     fn put(&mut self, byte: u8) {
-        if let Some(uart) = &mut self.uart {
+        let Some(uart) = &mut self.uart else { return };
+        if self.out.is_empty() {
+            if self.out.capacity() == 0 || uart.has_room() {
+                return uart.put(byte);
+            }
+            uart.tell_room(true);
+        } else if self.out.len() >= OUT_BYTES
+            && let Some(first) = self.out.pop_front()
+        {
+            // Guests are stopped before: it is a line of our own.
+            uart.put(first);
+        }
+        self.out.push_back(byte);
+    }
+
+    /// Room for what waits for the UART.
+    fn free(&self) -> usize {
+        OUT_BYTES.saturating_sub(self.out.len())
+    }
+
+    fn send_waiting(&mut self) {
+        let Some(uart) = &mut self.uart else { return };
+        if self.out.is_empty() {
+            return;
+        }
+        while uart.has_room() {
+            let Some(byte) = self.out.pop_front() else {
+                return uart.tell_room(false);
+            };
             uart.put(byte);
         }
     }
@@ -223,7 +574,7 @@ impl<U: Uart> Default for Console<U> {
     }
 }
 
-impl<U: Uart> Write for Console<U> {
+impl<U: Uart> Write for Screen<U> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             if byte == b'\n' {
@@ -235,132 +586,8 @@ impl<U: Uart> Write for Console<U> {
     }
 }
 
-/// Text that the user reads about the commands.
-#[must_use]
-pub fn help() -> String {
-    String::from(
-        "Ctrl-] then: q stop all VMs, report, power off; r report now; n console of the next VM; ] send Ctrl-] itself; h this help",
-    )
-}
+/// Text that the user reads about the keys.
+pub const HELP: &str = "Ctrl-] then: q stop all VMs, report, power off; m monitor; r report now; n console of the next VM; ] send Ctrl-] itself; h this help";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::collections::VecDeque;
-
-    #[derive(Default)]
-    struct Recorder {
-        sent: Vec<u8>,
-        received: VecDeque<u8>,
-    }
-
-    impl Uart for &mut Recorder {
-        fn put(&mut self, byte: u8) {
-            self.sent.push(byte);
-        }
-        fn get(&mut self) -> Option<u8> {
-            self.received.pop_front()
-        }
-    }
-
-    fn printed(mode: Mode, act: impl FnOnce(&mut Console<&mut Recorder>)) -> String {
-        let mut recorder = Recorder::default();
-        let mut console = Console::new();
-        console.attach(&mut recorder);
-        console.start(mode, 2);
-        act(&mut console);
-        String::from_utf8(recorder.sent).unwrap()
-    }
-
-    fn send(console: &mut Console<&mut Recorder>, vm: usize, bytes: &[u8]) {
-        for byte in bytes {
-            console.guest_byte(vm, ["a", "b"][vm], *byte);
-        }
-    }
-
-    #[test]
-    fn batch_prints_whole_lines_with_the_name_of_their_vm() {
-        let text = printed(Mode::Batch, |console| {
-            send(console, 0, b"he");
-            send(console, 1, b"x\r\n");
-            console.line(format_args!("[tagvisor] INFO between"));
-            send(console, 0, b"llo\r\nrest");
-            console.flush_guest(0, "a");
-            console.flush_guest(0, "a");
-        });
-        assert_eq!(
-            text,
-            "b| x\r\n[tagvisor] INFO between\r\na| hello\r\na| rest\r\n"
-        );
-    }
-
-    #[test]
-    fn a_guest_cannot_begin_a_line_or_forge_a_report_in_batch() {
-        let text = printed(Mode::Batch, |console| {
-            send(
-                console,
-                0,
-                b"\r[tagvisor] INFO lie\x1b[2K\x1ekey {}\xc2\x9b2K\xc2\xa0\n",
-            );
-            send(console, 0, &[b'z'; 3000]);
-        });
-        for line in text.lines() {
-            assert!(line.starts_with("a| "), "{line:?}");
-        }
-        assert!(
-            !text
-                .chars()
-                .any(|c| c.is_control() && c != '\r' && c != '\n')
-        );
-    }
-
-    #[test]
-    fn interactive_shows_the_attached_guest_and_own_lines_apart() {
-        let text = printed(Mode::Interactive { attached: 0 }, |console| {
-            send(console, 0, b"$ ");
-            send(console, 1, b"unseen\n");
-            console.line(format_args!("[tagvisor] INFO hi"));
-        });
-        assert_eq!(text, "$ \r\n[tagvisor] INFO hi\r\n");
-    }
-
-    #[test]
-    fn the_escape_key_reaches_tagvisor_and_doubled_the_guest() {
-        let mut recorder = Recorder {
-            received: b"l\x1dq\x1d\x1d\x1d]\x1dr\x1dzs".iter().copied().collect(),
-            ..Recorder::default()
-        };
-        let mut console = Console::new();
-        console.attach(&mut recorder);
-        console.start(Mode::Interactive { attached: 0 }, 1);
-        let mut all = Vec::new();
-        while let Some(input) = console.input() {
-            all.push(input);
-        }
-        use Input::{Command as C, Guest as G};
-        assert_eq!(
-            all,
-            [
-                G(b'l'),
-                C(Command::Quit),
-                G(ESCAPE),
-                G(ESCAPE),
-                C(Command::Report),
-                G(b's')
-            ]
-        );
-    }
-
-    #[test]
-    fn batch_takes_commands_but_no_input_for_guests() {
-        let mut recorder = Recorder {
-            received: b"ls\n\x1dt".iter().copied().collect(),
-            ..Recorder::default()
-        };
-        let mut console = Console::new();
-        console.attach(&mut recorder);
-        console.start(Mode::Batch, 1);
-        assert_eq!(console.input(), Some(Input::Command(Command::Timeout)));
-        assert_eq!(console.input(), None);
-    }
-}
+mod tests;

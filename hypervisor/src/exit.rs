@@ -88,8 +88,8 @@ pub struct Env<'a, C> {
     pub memory: &'a mut Memory,
     /// ID registers of the hardware.
     pub hw: &'a IdRegs,
-    /// Takes a byte of the guest's UART.
-    pub transmit: &'a mut dyn FnMut(&Vm, u8),
+    /// Takes a byte of the guest's UART; returns whether it has room for more.
+    pub transmit: &'a mut dyn FnMut(&Vm, u8) -> bool,
     /// The virtual GIC knows what all other vCPUs of the VM have in list registers.
     pub gathered: bool,
     /// Out: the page that the exit has mapped, or given tag access.
@@ -317,7 +317,8 @@ fn mmio<C: Cpu>(abort: &DataAbort, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C
         match target {
             Target::Uart(offset) => {
                 if let Some(byte) = vm.uart.write(offset, access.bytes, value) {
-                    (env.transmit)(vm, byte);
+                    let room = (env.transmit)(vm, byte);
+                    vm.uart.set_transmit_room(room);
                 }
             }
             Target::Gic(frame, offset) => vm.vgic.write(frame, offset, access.bytes, value),

@@ -20,6 +20,7 @@ pub mod image;
 pub mod json;
 pub mod layout;
 pub mod life;
+pub mod monitor;
 #[cfg(target_os = "none")]
 mod output;
 pub mod report;

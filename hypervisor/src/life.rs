@@ -59,6 +59,17 @@ impl Life {
         matches!(self.state, State::Running | State::Paused)
     }
 
+    /// Names its state.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self.state {
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopping(_) | State::Leaving(_) => "stopping",
+            State::Over => "ended",
+        }
+    }
+
     /// Says whether it has ended and will not start again.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -91,22 +102,18 @@ impl Life {
         self.due()
     }
 
-    /// Pauses the VM: the CPUs that hold a vCPU are to take it out of hardware. Returns whether it ran.
-    pub fn pause(&mut self) -> bool {
-        self.swap(State::Running, State::Paused)
-    }
-
-    /// Lets a paused VM run again. Returns whether it was paused.
-    pub fn resume(&mut self) -> bool {
-        self.swap(State::Paused, State::Running)
-    }
-
-    fn swap(&mut self, from: State, to: State) -> bool {
-        let is = self.state == from;
-        if is {
-            self.state = to;
+    /// Pauses the VM if it runs: the CPUs that hold a vCPU are to take it out of hardware.
+    pub fn pause(&mut self) {
+        if self.state == State::Running {
+            self.state = State::Paused;
         }
-        is
+    }
+
+    /// Lets the VM run again if it is paused.
+    pub fn resume(&mut self) {
+        if self.state == State::Paused {
+            self.state = State::Running;
+        }
     }
 
     /// Stops the VM, paused or not. A VM that was to restart can be ended instead; otherwise what was asked first holds. Returns what is due
@@ -218,29 +225,40 @@ mod tests {
     #[test]
     fn nothing_is_loaded_of_a_paused_vm_and_all_of_one_that_is_resumed() {
         let mut life = Life::default();
-        assert!(life.load(0) && !life.resume());
-        assert!(life.pause() && !life.pause());
+        life.resume();
+        assert!(life.load(0));
+        life.pause();
+        life.pause();
         assert!(!life.is_running() && life.is_live() && !life.is_over());
         assert_eq!(life.holders(), 1, "who has a vCPU has to leave");
         assert!(!life.load(1));
         assert_eq!(life.unload(0), None, "its memory stays");
         assert!(!life.load(0));
-        assert!(life.resume() && !life.resume());
+        life.resume();
         assert!(life.is_running() && life.load(1));
     }
 
     #[test]
     fn a_paused_vm_ends_or_restarts_as_soon_as_nobody_holds_it() {
         let mut life = Life::default();
-        assert!(life.load(2) && life.pause());
+        assert!(life.load(2));
+        life.pause();
         assert_eq!(life.stop(Fate::Restart), None);
-        assert!(!life.pause() && !life.resume(), "it stops");
+        life.pause();
+        life.resume();
+        assert_eq!(life.name(), "stopping");
         assert_eq!(life.unload(2), Some(Fate::Restart));
-        assert!(!life.pause() && !life.resume(), "its memory leaves");
+        life.pause();
+        life.resume();
+        assert_eq!(life.name(), "stopping", "its memory leaves");
         assert_eq!(life.finish(), Some(Fate::Restart));
-        assert!(life.is_running() && life.pause());
+        assert!(life.is_running());
+        life.pause();
         assert_eq!(life.stop(OFF), Some(OFF));
-        assert!(!life.pause() && !life.resume());
+        life.resume();
+        assert_eq!(life.finish(), Some(OFF));
+        life.resume();
+        assert!(life.is_over());
     }
 
     /// All sequences of seven steps of two CPUs: memory goes only while nobody holds it, once for each stop.
@@ -275,13 +293,12 @@ mod tests {
                         life.stop(Fate::Restart)
                     }
                     7 => {
-                        let may = !over && !asked && !leaving && !paused;
-                        assert_eq!(life.pause(), may, "{sequence}");
-                        paused |= may;
+                        life.pause();
+                        paused |= !over && !asked && !leaving;
                         None
                     }
                     8 => {
-                        assert_eq!(life.resume(), paused, "{sequence}");
+                        life.resume();
                         paused = false;
                         None
                     }
@@ -300,6 +317,8 @@ mod tests {
                     (asked, leaving) = (false, true);
                 }
                 assert_eq!(life.is_over(), over, "{sequence}");
+                let runs = !over && !asked && !leaving && !paused;
+                assert_eq!(life.is_running(), runs, "{sequence}");
                 assert_eq!(life.holders() == 0, nobody, "{sequence}");
             }
         }

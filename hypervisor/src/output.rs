@@ -9,9 +9,17 @@ use spin::mutex::TicketMutex;
 use crate::console::{Console, Uart};
 
 impl Uart for Pl011 {
+    fn has_room(&mut self) -> bool {
+        Pl011::has_room(self)
+    }
+
     fn put(&mut self, byte: u8) {
         // A dead UART must not stop the machine: what it does not take is lost.
         let _ = Pl011::put(self, byte);
+    }
+
+    fn tell_room(&mut self, on: bool) {
+        self.enable_tx_interrupt(on);
     }
 
     fn listen(&mut self) {
@@ -27,6 +35,7 @@ impl Uart for Pl011 {
 pub static CONSOLE: TicketMutex<Console<Pl011>> = TicketMutex::new(Console::new());
 
 /// Prints a line of tagvisor's own that is no log message.
+#[inline(never)]
 pub fn line(text: fmt::Arguments<'_>) {
     CONSOLE.lock().line(text);
 }

@@ -154,19 +154,8 @@ impl Vm {
         let number = u16::try_from(index).map_err(|_| StartError::TooMany)?;
         let id = VmId::new(number).ok_or(StartError::TooMany)?;
         let mte = config.mte && board.mte;
-        let policy = config.policy.of_vm(board.policy, board.hw.has_mte_perm());
-        let policy = policy.ok_or(StartError::NotLazy)?;
         let vgic = Vgic::new(config.vcpus, SPIS).map_err(StartError::Gic)?;
-        let spec = GuestSpec {
-            vm: id,
-            // VMID 0 is EL2's own: nothing runs with it.
-            vmid: Vmid(number + 1),
-            ram_base: Ipa::new(RAM_BASE),
-            ram_bytes: config.memory,
-            mte,
-            policy,
-            tag_budget: config.tag_budget_bytes(),
-        };
+        let spec = spec(id, &config, board)?;
         memory.create(cpu, spec)?;
         let shape = GuestShape { mte };
         Ok(Self {
@@ -187,6 +176,22 @@ impl Vm {
             last_info: None,
             config,
         })
+    }
+
+    /// Gives a VM that has ended memory again; [`Self::reset`] and [`Self::load`] start it.
+    ///
+    /// # Errors
+    ///
+    /// No memory for it: others have it now.
+    pub fn revive(
+        &mut self,
+        board: &Board,
+        memory: &mut Memory,
+        cpu: &mut impl Cpu,
+    ) -> Result<(), StartError> {
+        memory.create(cpu, spec(self.id, &self.config, board)?)?;
+        (self.end, self.last_info, self.reason) = (None, None, None);
+        Ok(())
     }
 
     /// Loads a DTB into RAM, has the images copied there as the guest gets to them, and turns vCPU 0 on.
@@ -360,6 +365,21 @@ impl Vm {
             ..VmInfo::default()
         }
     }
+}
+
+/// What the memory of a VM is to be.
+fn spec(vm: VmId, config: &VmConfig, board: &Board) -> Result<GuestSpec, StartError> {
+    let policy = config.policy.of_vm(board.policy, board.hw.has_mte_perm());
+    Ok(GuestSpec {
+        vm,
+        // VMID 0 is EL2's own: nothing runs with it.
+        vmid: Vmid(vm.index() + 1),
+        ram_base: Ipa::new(RAM_BASE),
+        ram_bytes: config.memory,
+        mte: config.mte && board.mte,
+        policy: policy.ok_or(StartError::NotLazy)?,
+        tag_budget: config.tag_budget_bytes(),
+    })
 }
 
 impl PsciVm for Vm {

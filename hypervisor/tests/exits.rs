@@ -201,6 +201,27 @@ fn the_guest_s_bytes_come_out_in_order_and_only_its_own() {
     assert_eq!(rig.sent, [(0, b'o'), (0, b'k'), (0, b'\n')]);
 }
 
+#[test]
+fn a_guest_finds_its_uart_full_while_the_console_has_no_room() {
+    const TXFF: u64 = 1 << 5;
+    let mut rig = Rig::new(Policy::Lazy);
+    store(&mut rig, UART + 0x38, 4, 1 << 5);
+    store(&mut rig, UART, 4, b'a'.into());
+    assert_eq!(load(&mut rig, UART + 0x18, 4) & TXFF, 0);
+    assert!(rig.vms[0].uart.irq_level());
+    rig.room = false;
+    store(&mut rig, UART, 4, b'b'.into());
+    assert_eq!(load(&mut rig, UART + 0x18, 4) & TXFF, TXFF);
+    assert!(
+        !rig.vms[0].uart.irq_level(),
+        "no interrupt until there is room"
+    );
+    rig.vms[0].uart.set_transmit_room(true);
+    assert_eq!(load(&mut rig, UART + 0x18, 4) & TXFF, 0);
+    assert!(rig.vms[0].uart.irq_level());
+    assert_eq!(rig.sent, [(0, b'a'), (0, b'b')], "nothing is lost");
+}
+
 // Row 6: fetches and table walks.
 
 #[test]

@@ -578,6 +578,50 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
 }
 
 #[test]
+fn a_thousand_lives_with_resets_and_raised_budgets_leave_no_trace_beside_a_vm_that_stays() {
+    let kernel = kernel();
+    let mut rig = Rig::new(Policy::Lazy);
+    let (memory, cpu) = (&mut rig.memory, &mut rig.cpu);
+    rig.vms[0].finish(End::Off, memory, cpu).unwrap();
+    let (before, stays) = (memory.account().ledger, figures(&rig.vms[1].info(memory)));
+    for life in 0..1000 {
+        let (memory, cpu) = (&mut rig.memory, &mut rig.cpu);
+        let shape = VmConfig {
+            tag_budget: Some(life % 3 * PAGE_SIZE),
+            mte: life % 7 != 0,
+            ..config("life", (4 + life % 5 * 2) * MIB, 1 + life as usize % 2)
+        };
+        let mut vm = Vm::new(0, shape, &rig.board, memory, cpu).unwrap();
+        for start in 0..1 + life % 3 {
+            if start > 0 {
+                vm.reset(&rig.board, memory, cpu).unwrap();
+            }
+            vm.load(images(&kernel), &[], memory, cpu).unwrap();
+            if vm.shape.mte {
+                memory
+                    .set_budget(vm.id, (3 + life % 5) * PAGE_SIZE)
+                    .unwrap();
+            }
+            for page in 0..10 + life % 30 {
+                let ipa = Ipa::new(BASE + (page * 7 + life) % 512 * PAGE_SIZE);
+                memory.populate(cpu, vm.id, ipa).unwrap();
+                if vm.shape.mte {
+                    memory.tag_fault(cpu, vm.id, ipa, u64::MAX).unwrap();
+                }
+            }
+        }
+        if life % 50 == 0 {
+            rig.check();
+        }
+        let (memory, cpu) = (&mut rig.memory, &mut rig.cpu);
+        vm.finish(End::Stopped, memory, cpu).unwrap();
+        assert_eq!(memory.account().ledger, before, "life {life}");
+        assert_eq!(figures(&rig.vms[1].info(memory)), stays, "life {life}");
+    }
+    assert_eq!(rig.cpu.sim.broken_rules(), []);
+}
+
+#[test]
 fn an_exit_of_a_vm_that_has_ended_changes_nothing() {
     let mut rig = Rig::new(Policy::Lazy);
     let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);

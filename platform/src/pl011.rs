@@ -16,6 +16,7 @@ const LINE_FIFO: u32 = 1 << 4;
 const LINE_8_BITS: u32 = 3 << 5;
 const CONTROL_ENABLE: u32 = 1 | 1 << 8 | 1 << 9; // UART, transmitter, receiver
 const INTERRUPT_RX: u32 = 1 << 4;
+const INTERRUPT_TX: u32 = 1 << 5;
 const INTERRUPT_RX_TIMEOUT: u32 = 1 << 6;
 const ALL_INTERRUPTS: u32 = 0x7ff;
 
@@ -61,6 +62,12 @@ impl Pl011 {
         !self.dead
     }
 
+    /// Says whether a byte can be sent without waiting: always if it would be given up.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.dead || self.registers.read32(FLAGS) & FLAG_TX_FULL == 0
+    }
+
     /// Takes a received byte, if there is one. Line errors are ignored.
     pub fn try_get(&mut self) -> Option<u8> {
         if self.registers.read32(FLAGS) & FLAG_RX_EMPTY != 0 {
@@ -72,8 +79,16 @@ impl Pl011 {
     /// Lets received bytes raise the interrupt: at an eighth of the FIFO, or 32 bit times after the last.
     pub fn enable_rx_interrupt(&mut self) {
         self.registers.write32(FIFO_LEVELS, 0);
+        let mask = self.registers.read32(INTERRUPT_MASK);
         self.registers
-            .write32(INTERRUPT_MASK, INTERRUPT_RX | INTERRUPT_RX_TIMEOUT);
+            .write32(INTERRUPT_MASK, mask | INTERRUPT_RX | INTERRUPT_RX_TIMEOUT);
+    }
+
+    /// Lets room in the transmit FIFO raise the interrupt: when it is drained to an eighth.
+    pub fn enable_tx_interrupt(&mut self, on: bool) {
+        let mask = self.registers.read32(INTERRUPT_MASK) & !INTERRUPT_TX;
+        let tx = if on { INTERRUPT_TX } else { 0 };
+        self.registers.write32(INTERRUPT_MASK, mask | tx);
     }
 
     /// Clears the receive interrupt, after the received bytes have been taken.
@@ -111,7 +126,9 @@ mod tests {
     fn a_full_fifo_gives_up_and_recovers() {
         with_uart(|uart, registers| {
             registers.write32(FLAGS, FLAG_TX_FULL);
+            assert!(!uart.has_room());
             assert!(!uart.put(b'x'));
+            assert!(uart.has_room(), "nobody waits for a dead one");
             assert!(!uart.put(b'y'));
             assert_eq!(registers.read32(DATA), 0);
             registers.write32(FLAGS, 0);
@@ -129,6 +146,10 @@ mod tests {
             registers.write32(DATA, 0x541); // break and framing error bits above the byte
             assert_eq!(uart.try_get(), Some(0x41));
             uart.enable_rx_interrupt();
+            assert_eq!(registers.read32(INTERRUPT_MASK), 0x50);
+            uart.enable_tx_interrupt(true);
+            assert_eq!(registers.read32(INTERRUPT_MASK), 0x70);
+            uart.enable_tx_interrupt(false);
             assert_eq!(registers.read32(INTERRUPT_MASK), 0x50);
             uart.acknowledge();
             assert_eq!(registers.read32(INTERRUPT_CLEAR), 0x50);

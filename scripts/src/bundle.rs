@@ -63,6 +63,8 @@ pub struct Guest {
     pub cmdline: String,
     /// Random bytes for its first start, in hexadecimal; empty for none.
     pub seed: String,
+    /// Whether it starts with the machine; else it is a template for the monitor.
+    pub autostart: bool,
 }
 
 /// All that EL2 is told.
@@ -76,6 +78,8 @@ pub struct Bundle {
     pub compact_below: Option<u8>,
     /// Whether there is no terminal.
     pub batch: bool,
+    /// Whether the terminal understands colours.
+    pub colour: bool,
     /// What marks the line of the report; no report line without it.
     pub report_key: Option<String>,
     /// The level of EL2's own messages, if not the default.
@@ -120,6 +124,9 @@ impl Bundle {
                 .map(|percent| format!("compact-below {percent}")),
         );
         lines.push(format!("batch {}", on_off(self.batch)));
+        if self.colour {
+            lines.push("colour on".to_owned());
+        }
         lines.extend(
             self.report_key
                 .iter()
@@ -152,6 +159,9 @@ impl Guest {
         }
         if self.policy != Policy::Auto {
             lines.push(format!("policy {}", self.policy.name()));
+        }
+        if !self.autostart {
+            lines.push("autostart off".to_owned());
         }
         if !self.seed.is_empty() {
             lines.push(format!("seed {}", self.seed));
@@ -293,6 +303,7 @@ mod tests {
             policy: Policy::Auto,
             cmdline: String::new(),
             seed: String::new(),
+            autostart: true,
         }
     }
 
@@ -303,9 +314,11 @@ mod tests {
         second.mte = false;
         second.tag_budget = Some(8192);
         second.policy = Policy::Eager;
+        second.autostart = false;
         second.cmdline = "console=ttyAMA0 quiet".to_owned();
         let bundle = Bundle {
             batch: true,
+            colour: true,
             eviction_rate: Some(100),
             compact_below: Some(40),
             report_key: Some("9f86".to_owned()),
@@ -316,10 +329,10 @@ mod tests {
         assert_eq!(images, [PathBuf::from("/k"), PathBuf::from("/i")]);
         assert_eq!(
             conf,
-            "tagvisor 1\npolicy auto\neviction-rate 100\ncompact-below 40\nbatch on\nreport-key 9f86\n\
+            "tagvisor 1\npolicy auto\neviction-rate 100\ncompact-below 40\nbatch on\ncolour on\nreport-key 9f86\n\
              vm a\nkernel image-0\nmemory 536870912\nvcpus 1\nmte on\n\
              vm b\nkernel image-0\ninitrd image-1\nmemory 536870912\nvcpus 1\nmte off\n\
-             tag-budget 8192\npolicy eager\ncmdline console=ttyAMA0 quiet\n"
+             tag-budget 8192\npolicy eager\nautostart off\ncmdline console=ttyAMA0 quiet\n"
         );
     }
 

@@ -83,6 +83,7 @@ impl DemoGuest {
             policy: Policy::Auto,
             cmdline: format!("console=ttyAMA0{} tagvisor.part={}", self.words, self.name),
             seed: String::new(),
+            autostart: true,
         }
     }
 }
@@ -272,15 +273,16 @@ impl Config {
         Ok(config)
     }
 
-    /// Guests, their tags and the images must leave some of the machine's memory. How much EL2 needs, it tells itself.
+    /// Guests that start with the machine, their tags, and all images must leave some of the machine's memory. How much EL2 needs, it tells itself.
     fn fits(&self) -> Result<(), String> {
         let taggable = self.memory_bytes / 32 * 31;
         let lends = self.policy != Policy::Static && self.regions > 0;
         let usable = if lends { self.memory_bytes } else { taggable };
         let left = usable.saturating_sub(self.image_bytes());
-        let memory: u64 = self.guests.iter().map(|guest| guest.memory_bytes).sum();
+        let started = || self.guests.iter().filter(|guest| guest.autostart);
+        let memory: u64 = started().map(|guest| guest.memory_bytes).sum();
         let tags: u64 = if lends {
-            self.guests.iter().map(most_tags).sum()
+            started().map(most_tags).sum()
         } else {
             0
         };

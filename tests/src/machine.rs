@@ -173,6 +173,7 @@ impl Machine {
             eviction_rate: self.eviction_rate,
             compact_below: None,
             batch: true,
+            colour: false,
             report_key: key,
             log: None,
             guests,

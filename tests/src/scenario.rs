@@ -33,6 +33,7 @@ pub struct Guest {
     mte: bool,
     tag_budget: Option<u64>,
     policy: Policy,
+    autostart: bool,
 }
 
 impl Guest {
@@ -52,6 +53,7 @@ impl Guest {
             mte: true,
             tag_budget: None,
             policy: Policy::Auto,
+            autostart: true,
         })
     }
 
@@ -71,6 +73,7 @@ impl Guest {
             mte: true,
             tag_budget: None,
             policy: Policy::Auto,
+            autostart: true,
         })
     }
 
@@ -88,6 +91,7 @@ impl Guest {
             policy: self.policy,
             cmdline: self.cmdline.clone(),
             seed: String::new(),
+            autostart: self.autostart,
         })
     }
 
@@ -153,6 +157,13 @@ impl Guest {
     #[must_use]
     pub const fn without_mte(mut self) -> Self {
         self.mte = false;
+        self
+    }
+
+    /// Lets it be a template only: the monitor makes VMs of it.
+    #[must_use]
+    pub const fn template(mut self) -> Self {
+        self.autostart = false;
         self
     }
 
@@ -244,6 +255,9 @@ impl Scenario {
             }
             if let Some(bytes) = guest.tag_budget {
                 let _ = writeln!(text, "tag_budget = {bytes}");
+            }
+            if !guest.autostart {
+                text.push_str("autostart = false\n");
             }
             if guest.policy != Policy::Auto {
                 let _ = writeln!(text, "policy = {:?}", guest.policy.name());

@@ -203,6 +203,33 @@ fn a_guest_over_its_budget_ends_and_hurts_nobody() {
 }
 
 #[test]
+fn a_guest_at_its_budget_waits_for_more_while_the_others_run() {
+    let greedy = guest("greedy", 128, "mode=tag permille=1000 bytes=512").tag_budget(MIB);
+    let other = Guest::bare("el1-neighbour").unwrap().named("other");
+    let scenario = machine(SMALL, greedy).and(other.cmdline("mode=echo"));
+    let finished = scenario.interact(|terminal| {
+        terminal.expect("vm=greedy paused: its tag_budget of 1024 KiB is used up")?;
+        terminal.write("\x1dmattach other\r")?;
+        terminal.expect("this is now the console of vm=other")?;
+        terminal.write("still here\r")?;
+        terminal.expect("ECHO still here")?;
+        terminal.write("\x1dmvm budget greedy 1G\r")?;
+        terminal.expect("tag_budget of greedy: 4096 KiB")?;
+        terminal.write("vm resume greedy\r")?;
+        terminal.expect("RESULT ok")?;
+        terminal.expect("vm=greedy ended: off")?;
+        terminal.write("\x03off\r")
+    });
+    let finished = finished.unwrap();
+    assert_eq!(finished.code, Some(0), "{}", finished.transcript());
+    assert!(
+        finished.output.contains(" 0 broken"),
+        "{}",
+        finished.transcript()
+    );
+}
+
+#[test]
 fn two_hundred_small_guests_come_tag_and_go() {
     for round in 0..4 {
         let small = |number: u64| {

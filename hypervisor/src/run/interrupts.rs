@@ -6,7 +6,7 @@ use platform::{Interrupt, Trigger};
 use super::{Hypervisor, ThisCpu};
 use crate::arch::cpu::El2;
 use crate::arch::timer;
-use crate::console::{Command, Input, help};
+use crate::console::{Command, HELP, Input};
 use crate::devices::mmio::UART_INTID;
 use crate::exit::{VIRTUAL_TIMER_INTID, sync_interrupts};
 use crate::life::Fate;
@@ -183,28 +183,50 @@ impl Hypervisor {
             let next = CONSOLE.lock().input();
             match next {
                 None => break,
-                Some(Input::Guest(byte)) if self.input.len() < INPUT_BYTES => {
+                Some(Input::Byte(byte)) if self.input.len() < INPUT_BYTES => {
                     self.input.push_back(byte)
                 }
-                Some(Input::Guest(_)) => {
+                Some(Input::Byte(_)) => {
                     if !core::mem::replace(&mut self.input_lost, true) {
                         log::warn!("input lost: the guest does not read its console");
                     }
                 }
                 Some(Input::Command(command)) => self.obey(command, cpu),
+                Some(Input::Line(text)) => self.take_line(&text, cpu),
+                Some(Input::Complete) => self.complete(),
+                Some(Input::Leave) => self.open_monitor(false),
             }
         }
         self.deliver_input(cpu.index);
+        let freed = CONSOLE.lock().drain();
+        self.give_room(freed, cpu.index);
     }
 
-    fn obey(&mut self, command: Command, cpu: &mut ThisCpu) {
+    /// Tells VMs (bit `n`: VM `n`) that their UARTs have room again.
+    fn give_room(&mut self, mut freed: u64, this: usize) {
+        while freed != 0 {
+            let index = freed.trailing_zeros() as usize;
+            freed &= freed - 1;
+            let Some(vm) = self.guests.get_mut(index).map(|guest| &mut guest.vm) else {
+                continue;
+            };
+            vm.uart.set_transmit_room(true);
+            vm.vgic.set_spi_level(UART_INTID, vm.uart.irq_level());
+            let kicks = vm.vgic.take_kicks();
+            self.tell(index, kicks, this);
+        }
+    }
+
+    pub(super) fn obey(&mut self, command: Command, cpu: &mut ThisCpu) {
         let end = match command {
-            Command::Help => return line(format_args!("[tagvisor] {}", help())),
+            Command::Help => return line(format_args!("[tagvisor] {HELP}")),
+            Command::Monitor => return self.open_monitor(true),
             Command::Report => return self.report_now(),
             Command::Next => return self.attach_next(),
             Command::Quit => End::Stopped,
             Command::Timeout => End::Timeout,
         };
+        self.open_monitor(false);
         for vm in 0..self.guests.len() {
             self.stop(vm, Fate::End(end), cpu);
         }
@@ -249,9 +271,13 @@ impl Hypervisor {
                 .get(*index)
                 .is_some_and(|guest| !guest.life.is_over())
         };
-        let Some(next) = others.into_iter().find(live) else {
-            return;
-        };
+        if let Some(next) = others.into_iter().find(live) {
+            self.attach(next);
+        }
+    }
+
+    /// Gives the console to a VM.
+    pub(super) fn attach(&mut self, next: usize) {
         self.attached = next;
         self.input.clear();
         CONSOLE.lock().show(next);

@@ -1,7 +1,8 @@
 //! The lives of VMs, from the bundle to the report, and the end of the machine.
 
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Display;
 
 use stage2::guest::{MemError, Policy};
 use stage2::invariants::Violation;
@@ -10,8 +11,8 @@ use super::{Guest, Hypervisor, ThisCpu};
 use crate::arch::switch::CpuState;
 use crate::arch::{heap_used, timer};
 use crate::boot::power_off;
-use crate::config::VmConfig;
-use crate::console::{Mode, help};
+use crate::config::{Config, MAX_VMS, VmConfig};
+use crate::console::HELP;
 use crate::exit::{Failure, MappedPage};
 use crate::json::Json;
 use crate::life::{Fate, Life};
@@ -23,17 +24,14 @@ use crate::vm::{Images, StartError, Vm, policy_name};
 impl Hypervisor {
     /// Starts all VMs of the configuration; those that cannot start are reported as refused.
     pub(super) fn start_all(&mut self, cpu: &mut ThisCpu) {
-        let mode = if self.config.batch {
-            Mode::Batch
-        } else {
-            Mode::Interactive {
-                attached: self.attached,
-            }
-        };
-        CONSOLE.lock().start(mode, self.config.vms.len());
-        for config in self.config.vms.clone() {
-            if let Err(error) = self.start_vm(config.clone(), cpu) {
-                log::error!("vm={} refused: {error}", config.name);
+        let told = cpu.interrupts.uart.is_some();
+        let Config { batch, colour, .. } = self.config;
+        CONSOLE.lock().start(!batch, colour, told);
+        for template in 0..self.config.vms.len() {
+            if let Some(config) = self.from_template(template)
+                && config.autostart
+                && let Err(error) = self.start_vm(&config, cpu)
+            {
                 let info = Vm::refused(&config, self.board.policy, &error);
                 self.refused.push(info);
             }
@@ -42,7 +40,10 @@ impl Hypervisor {
             self.memory.snapshot_now();
         }
         if !self.config.batch {
-            line(format_args!("[tagvisor] {}", help()));
+            line(format_args!("[tagvisor] {HELP}"));
+            if !self.config.vms.iter().any(|vm| vm.autostart) {
+                self.open_monitor(true);
+            }
         }
         CONSOLE.lock().listen();
     }
@@ -59,13 +60,47 @@ impl Hypervisor {
         })
     }
 
-    fn start_vm(&mut self, config: VmConfig, cpu: &mut ThisCpu) -> Result<(), StartError> {
-        let images = self.images(&config)?;
+    /// Returns how a VM of a template is to be, under the template's name. The seed of a template serves once.
+    pub(super) fn from_template(&mut self, template: usize) -> Option<VmConfig> {
+        let template = self.config.vms.get_mut(template)?;
+        let seed = core::mem::take(&mut template.seed);
+        Some(VmConfig {
+            seed,
+            ..template.clone()
+        })
+    }
+
+    /// Starts a VM, in the place of one that is forgotten, or a new one. Says why if it cannot start.
+    pub(super) fn start_vm(
+        &mut self,
+        config: &VmConfig,
+        cpu: &mut ThisCpu,
+    ) -> Result<(), StartError> {
+        let started = self.try_start(config, cpu);
+        if let Err(error) = &started {
+            complain(config, "refused", error);
+        }
+        started
+    }
+
+    fn try_start(&mut self, config: &VmConfig, cpu: &mut ThisCpu) -> Result<(), StartError> {
+        let images = self.images(config)?;
         if config.cpus.trailing_zeros() as usize >= self.processors.len() {
             return Err(StartError::NoCpu);
         }
-        let index = self.guests.len();
-        let mut vm = Vm::new(index, config, &self.board, &mut self.memory, &mut cpu.el2)?;
+        let places = || self.guests.iter().map(|guest| &guest.vm.config.name);
+        let index = places().position(String::is_empty);
+        let index = index.unwrap_or(self.guests.len());
+        if index >= MAX_VMS {
+            return Err(StartError::TooMany);
+        }
+        let mut vm = Vm::new(
+            index,
+            config.clone(),
+            &self.board,
+            &mut self.memory,
+            &mut cpu.el2,
+        )?;
         if vm.config.mte && !vm.shape.mte {
             log::warn!(
                 "vm={} runs without MTE: this machine cannot give it",
@@ -85,16 +120,45 @@ impl Hypervisor {
             vm.config.vcpus,
             vm.shape.mte
         );
+        CONSOLE.lock().add(index, &vm.config.name);
         let states = (0..vm.config.vcpus).map(|_| CpuState::reset()).collect();
-        self.guests.push(Guest {
+        let guest = Guest {
             vm,
             life: Life::default(),
             states,
             last_vcpus: alloc::vec![None; self.processors.len()],
             started: timer::counter(),
-        });
+            doomed: false,
+            trace: None,
+        };
+        let nobody = self
+            .guests
+            .get(self.attached)
+            .is_none_or(|guest| guest.life.is_over());
+        match self.guests.get_mut(index) {
+            Some(place) => *place = guest,
+            None => self.guests.push(guest),
+        }
+        if nobody {
+            self.attached = index;
+            CONSOLE.lock().show(index);
+        }
         self.find_cpu((index, 0), cpu.index);
         Ok(())
+    }
+
+    /// Starts a VM anew that has ended.
+    pub(super) fn revive(&mut self, index: usize, cpu: &mut ThisCpu) {
+        let Some(Guest { vm, life, .. }) = self.guests.get_mut(index) else {
+            return;
+        };
+        match vm.revive(&self.board, &mut self.memory, &mut cpu.el2) {
+            Ok(()) => {
+                *life = Life::default();
+                self.restart(index, cpu);
+            }
+            Err(error) => complain(&vm.config, "refused", &error),
+        }
     }
 
     /// Ends a VM that EL2 could not serve.
@@ -104,7 +168,7 @@ impl Hypervisor {
             .get_mut(index)
             .filter(|guest| guest.life.is_live())
         {
-            log::error!("vm={} stopped: {failure}", guest.vm.config.name);
+            complain(&guest.vm.config, "stopped", &failure);
             guest.vm.reason = Some(failure.to_string());
         }
         self.stop(index, Fate::End(End::Crashed), cpu);
@@ -128,6 +192,7 @@ impl Hypervisor {
     }
 
     /// Makes CPUs (bit `n`: CPU `n`) leave their guest or their sleep.
+    #[inline(never)]
     fn call_all(&mut self, mut cpus: u64, cpu: &ThisCpu) {
         while cpus != 0 {
             self.call(cpus.trailing_zeros() as usize, cpu.index);
@@ -135,29 +200,27 @@ impl Hypervisor {
         }
     }
 
-    /// Pauses a VM: its vCPUs stay where they are, and none is entered. Returns whether it ran.
-    pub(super) fn pause(&mut self, index: usize, cpu: &mut ThisCpu) -> bool {
-        let Some(guest) = self.guests.get_mut(index) else {
-            return false;
-        };
-        let (ran, holders) = (guest.life.pause(), guest.life.holders());
-        self.call_all(holders, cpu);
-        self.leave_stopped(cpu);
-        ran
+    /// Pauses a VM: its vCPUs stay where they are, and none is entered.
+    pub(super) fn pause(&mut self, index: usize, cpu: &mut ThisCpu) {
+        if let Some(guest) = self.guests.get_mut(index) {
+            guest.life.pause();
+            let holders = guest.life.holders();
+            self.call_all(holders, cpu);
+            self.leave_stopped(cpu);
+        }
     }
 
     /// Pauses a VM at its budget, so that somebody can raise it; in batch it ends.
     pub(super) fn over_budget(&mut self, index: usize, cpu: &mut ThisCpu) {
-        let Some(Guest { vm, life, .. }) = self.guests.get(index) else {
-            return;
+        let (what, remedy) = match self.config.batch {
+            true => ("stopped", ""),
+            false => ("paused", " by 'vm budget NAME SIZE', then 'vm resume NAME'"),
         };
-        let (name, reason) = (&vm.config.name, vm.reason.as_deref().unwrap_or_default());
-        match (self.config.batch, life.is_running()) {
-            (true, true) => log::error!("vm={name} stopped: {reason}"),
-            (false, true) => log::error!(
-                "vm={name} paused: {reason} by 'vm budget {name} SIZE', then 'vm resume {name}'"
-            ),
-            (_, false) => {}
+        if let Some(Guest { vm, life, .. }) = self.guests.get(index)
+            && life.is_running()
+        {
+            let reason = vm.reason.as_deref().unwrap_or_default();
+            complain(&vm.config, what, &format_args!("{reason}{remedy}"));
         }
         if self.config.batch {
             self.stop(index, Fate::End(End::OverBudget), cpu);
@@ -166,22 +229,17 @@ impl Hypervisor {
         }
     }
 
-    /// Lets a paused VM run again: what its vCPUs waited for meanwhile is looked at first. Returns whether it was paused.
+    /// Lets a paused VM run again: what its vCPUs waited for meanwhile is looked at first.
     #[allow(dead_code, reason = "for the monitor")]
-    pub(super) fn resume(&mut self, index: usize, cpu: &ThisCpu) -> bool {
-        let resumed = self.guests.get_mut(index).is_some_and(|guest| {
+    pub(super) fn resume(&mut self, index: usize, cpu: &ThisCpu) {
+        if let Some(guest) = self.guests.get_mut(index) {
             guest.vm.reason = None;
-            guest.life.resume()
-        });
-        if resumed {
-            for home in 0..self.processors.len() {
-                if let Some(processor) = self.processors.get_mut(home) {
-                    processor.look = true;
-                }
-                self.call(home, cpu.index);
+            guest.life.resume();
+            for processor in &mut self.processors {
+                processor.look = true;
             }
+            self.call_all(u64::MAX, cpu);
         }
-        resumed
     }
 
     /// Takes the vCPU that is loaded out of hardware if its VM stops.
@@ -230,7 +288,6 @@ impl Hypervisor {
         let Some(guest) = self.guests.get_mut(index).filter(open) else {
             return;
         };
-        CONSOLE.lock().flush_guest(index, &guest.vm.config.name);
         log::info!("vm={} ended: {end}", guest.vm.config.name);
         guest.vm.close(end, &self.memory);
     }
@@ -246,7 +303,11 @@ impl Hypervisor {
             return;
         };
         let finished = guest.vm.finish(end, &mut self.memory, &mut cpu.el2);
+        let doomed = guest.doomed;
         self.note_lost(finished);
+        if doomed {
+            self.forget(index);
+        }
         if index == self.attached && !self.config.batch {
             self.attach_next();
         }
@@ -264,14 +325,16 @@ impl Hypervisor {
         let Some(Guest { vm, started, .. }) = self.guests.get_mut(index) else {
             return;
         };
+        CONSOLE.lock().flush_guest(index);
         log::info!("vm={} restarts", vm.config.name);
+        vm.reason = None;
         // A seed serves once: a guest that starts again gathers its own randomness.
         let restarted = vm
             .reset(&self.board, &mut self.memory, &mut cpu.el2)
             .and(images)
             .and_then(|images| vm.load(images, &[], &mut self.memory, &mut cpu.el2));
         if let Err(error) = restarted {
-            log::error!("vm={} does not restart: {error}", vm.config.name);
+            complain(&vm.config, "does not restart", &error);
             vm.reason = Some(error.to_string());
             return self.stop(index, Fate::End(End::Crashed), cpu);
         }
@@ -356,7 +419,7 @@ impl Hypervisor {
         }
     }
 
-    fn print_report(&self) {
+    pub(super) fn print_report(&self) {
         let text = alloc::format!("{}", self.report());
         for row in text.lines() {
             line(format_args!("[tagvisor] {row}"));
@@ -365,7 +428,11 @@ impl Hypervisor {
 
     fn report(&self) -> Report {
         let (highest, now) = (self.memory.highest(), self.memory.account());
-        let vms = self.guests.iter().map(|guest| guest.vm.info(&self.memory));
+        let mut vms = Vec::new();
+        for guest in self.vms() {
+            vms.push(guest.vm.info(&self.memory));
+        }
+        vms.extend_from_slice(&self.refused);
         Report {
             version: VERSION,
             policy: policy_name(self.board.policy),
@@ -381,9 +448,15 @@ impl Hypervisor {
                 table_bytes: highest.tables,
                 heap_bytes: heap_used(),
             },
-            vms: vms.chain(self.refused.iter().cloned()).collect::<Vec<_>>(),
+            vms,
             invariants: self.invariants,
             now: now.into(),
         }
     }
+}
+
+/// Tells the person at the console what became of a VM, and why.
+#[inline(never)]
+fn complain(config: &VmConfig, what: &str, why: &dyn Display) {
+    log::error!("vm={} {what}: {why}", config.name);
 }

@@ -6,6 +6,7 @@
 
 mod interrupts;
 mod lifecycle;
+mod monitor;
 mod sched;
 
 use alloc::boxed::Box;
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::cpu::Cpu;
 use crate::exit::{Env, Failure, Next, VIRTUAL_TIMER_INTID, handle, sync_interrupts};
 use crate::life::{Fate, Life};
+use crate::monitor::Trace;
 use crate::output::CONSOLE;
 use crate::report::{End, Invariants, MachineInfo, RegionInfo, VmInfo};
 use crate::sched::{Place, RunQueue};
@@ -77,6 +79,10 @@ struct Guest {
     last_vcpus: Vec<Option<usize>>,
     /// The count at which it was started last.
     started: u64,
+    /// It is forgotten as soon as it has ended.
+    doomed: bool,
+    /// Its last exits, while they are recorded.
+    trace: Option<Box<Trace>>,
 }
 
 /// A CPU as the others see it.
@@ -115,6 +121,8 @@ pub struct Hypervisor {
     /// Input that the attached guest has not read.
     input: VecDeque<u8>,
     input_lost: bool,
+    /// The monitor is open.
+    monitor: bool,
     invariants: Invariants,
 }
 
@@ -203,6 +211,7 @@ impl Hypervisor {
             attached: 0,
             input: VecDeque::new(),
             input_lost: false,
+            monitor: false,
             invariants: Invariants::default(),
         };
         hypervisor.start_all(cpu);
@@ -226,7 +235,7 @@ pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
             all = shared.lock();
             continue;
         }
-        if all.guests.iter().all(|guest| guest.life.is_over()) {
+        if !all.monitor && all.guests.iter().all(|guest| guest.life.is_over()) {
             all.shut_down(&mut cpu);
         }
         all = match all.next(&mut cpu) {
@@ -394,12 +403,15 @@ impl Hypervisor {
     }
 
     fn answer_sync(&mut self, cpu: &mut ThisCpu, (vm_index, vcpu_index): Place) -> Next {
-        let Some(vm) = self.guests.get_mut(vm_index).map(|guest| &mut guest.vm) else {
+        let Some(Guest { vm, trace, .. }) = self.guests.get_mut(vm_index) else {
             return Next::Yield;
         };
         let Some(context) = vm.vcpus.get(vcpu_index).map(|vcpu| &vcpu.context) else {
             return Next::Yield;
         };
+        if let Some(trace) = trace {
+            trace.record(vcpu_index, context);
+        }
         let exit = Exit::decode(Syndrome {
             esr: Esr(context.esr),
             far: context.far,
@@ -409,9 +421,7 @@ impl Hypervisor {
             cpu: &mut cpu.el2,
             memory: &mut self.memory,
             hw: &self.board.hw,
-            transmit: &mut |vm: &Vm, byte| {
-                CONSOLE.lock().guest_byte(vm.index, &vm.config.name, byte);
-            },
+            transmit: &mut |vm: &Vm, byte| CONSOLE.lock().guest_byte(vm.index, byte),
             gathered: core::mem::take(&mut cpu.gathered),
             mapped: None,
             now: timer::counter(),

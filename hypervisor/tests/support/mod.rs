@@ -322,6 +322,8 @@ pub struct Rig {
     pub vms: Vec<Vm>,
     /// What guests sent by their UARTs.
     pub sent: Vec<(usize, u8)>,
+    /// Whether the console has room for more.
+    pub room: bool,
     /// The physical counter.
     pub now: u64,
     /// Other vCPUs have been synchronized.
@@ -382,6 +384,7 @@ impl Rig {
             },
             vms: Vec::new(),
             sent: Vec::new(),
+            room: true,
             now: 1000,
             gathered: true,
             mapped: None,
@@ -451,12 +454,15 @@ impl Rig {
             far,
             hpfar,
         });
-        let sent = &mut self.sent;
+        let (sent, room) = (&mut self.sent, self.room);
         let mut env = Env {
             cpu: &mut self.cpu,
             memory: &mut self.memory,
             hw: &self.board.hw,
-            transmit: &mut |vm: &Vm, byte| sent.push((vm.index, byte)),
+            transmit: &mut |vm: &Vm, byte| {
+                sent.push((vm.index, byte));
+                room
+            },
             gathered: self.gathered,
             mapped: None,
             now: self.now,

@@ -85,6 +85,8 @@ fn write_bundle(options: &BundleOptions, config: &Config, output: &Path) -> Resu
         eviction_rate: config.eviction_rate,
         compact_below: config.compact_below,
         batch: options.batch,
+        // Nobody knows what will show the console.
+        colour: false,
         report_key: options.report_key.clone(),
         log: log_level()?,
         // Without seeds: a bundle starts many times, and what is random has to differ each time.

@@ -40,6 +40,8 @@ pub(super) struct RawVm {
     mte: bool,
     tag_budget: Option<Spanned<Size>>,
     policy: Option<Spanned<Policy>>,
+    #[serde(default = "yes")]
+    autostart: bool,
 }
 
 const fn yes() -> bool {
@@ -80,6 +82,7 @@ pub(super) fn guest(
         policy: Policy::Auto,
         cmdline: cmdline.map(|(text, _)| text).unwrap_or_default(),
         seed: String::new(),
+        autostart: vm.autostart,
     })
 }
 

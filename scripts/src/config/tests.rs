@@ -134,7 +134,7 @@ fn mistakes_of_form_are_named_with_their_line() {
         (
             vm("tags = 3\n"),
             "c.toml:5: unknown field `tags`, expected one of `name`, `kernel`, `initrd`, `cmdline`, `memory`, `vcpus`, `cpus`, `mte`, \
-             `tag_budget`, `policy`",
+             `tag_budget`, `policy`, `autostart`",
         ),
         (
             "[machine]\nmemory = \"2T\"\n".into(),

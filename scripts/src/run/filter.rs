@@ -56,7 +56,7 @@ impl ReportFilter {
         self.report.as_deref()
     }
 
-    /// Whether a line said that EL2 stopped itself. No guest can begin such a line in batch, any can without.
+    /// Whether a line said that EL2 stopped itself. No guest can begin such a line.
     #[must_use]
     pub const fn saw_fatal_line(&self) -> bool {
         self.fatal

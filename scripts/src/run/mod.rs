@@ -11,7 +11,7 @@ pub mod terminal;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -297,10 +297,18 @@ fn bundle_of(options: &RunOptions, config: &Config, key: &str) -> Result<Bundle>
         eviction_rate: config.eviction_rate,
         compact_below: config.compact_below,
         batch: options.batch,
+        colour: !options.batch && has_colours(),
         report_key: Some(key.to_owned()),
         log: log_level()?,
         guests,
     })
+}
+
+/// Whether standard output is a terminal that understands colours.
+fn has_colours() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let plain = set("NO_COLOR").is_some() || set("TERM").is_some_and(|term| term == "dumb");
+    !plain && std::io::stdout().is_terminal()
 }
 
 /// Returns the level of EL2's messages that `TAGVISOR_LOG` asks for, if it does.
@@ -374,7 +382,7 @@ fn announce(options: &RunOptions, config: &Config) {
         guests.join(", ")
     );
     if !options.batch {
-        eprintln!("==> Ctrl-] q leaves, Ctrl-] r shows the report");
+        eprintln!("==> Ctrl-] q leaves, Ctrl-] m is the monitor, Ctrl-] h shows all keys");
     }
 }
 

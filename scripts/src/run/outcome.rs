@@ -74,7 +74,7 @@ pub struct Evidence<'a> {
     pub report: Option<&'a str>,
     /// Whether a line said that EL2 stopped itself.
     pub saw_fatal_line: bool,
-    /// Whether a person had a guest's console: then `stopped` is as good as `off`, and any line may be a guest's.
+    /// Whether a person had a guest's console: then `stopped` is as good as `off`.
     pub interactive: bool,
 }
 
@@ -82,7 +82,7 @@ pub struct Evidence<'a> {
 #[must_use]
 pub fn judge(evidence: Evidence<'_>) -> (Outcome, Option<String>) {
     let failed = |why: &str| (Outcome::El2Failed, Some(why.to_owned()));
-    if evidence.saw_fatal_line && !evidence.interactive {
+    if evidence.saw_fatal_line {
         return failed("EL2 stopped itself: its last lines above say why");
     }
     let Some(report) = evidence.report else {
@@ -181,22 +181,23 @@ mod tests {
     }
 
     #[test]
-    fn with_a_guests_console_only_the_report_tells_that_el2_failed() {
+    fn a_fatal_line_and_a_missing_end_tell_that_el2_failed_with_a_guests_console_too() {
         let (good, on_the_way) = (
             report("off", 0),
             report("off", 0).replace("\"off\"", "null"),
         );
-        let judged = |report: Option<&str>| {
+        let judged = |report: Option<&str>, saw_fatal_line| {
             let evidence = Evidence {
                 report,
-                saw_fatal_line: true,
+                saw_fatal_line,
                 interactive: true,
             };
             judge(evidence).0
         };
-        assert_eq!(judged(Some(&good)), Outcome::Good, "a guest wrote the line");
-        assert_eq!(judged(None), Outcome::El2Failed);
-        assert_eq!(judged(Some(&on_the_way)), Outcome::El2Failed);
+        assert_eq!(judged(Some(&good), false), Outcome::Good);
+        assert_eq!(judged(Some(&good), true), Outcome::El2Failed);
+        assert_eq!(judged(None, false), Outcome::El2Failed);
+        assert_eq!(judged(Some(&on_the_way), false), Outcome::El2Failed);
     }
 
     #[test]
