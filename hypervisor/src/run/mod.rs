@@ -274,6 +274,7 @@ fn run_slice(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, place: P
         return all;
     }
     let until = all.slice_end(cpu);
+    all.raise_physical_timer(place);
     all.arm(place, until);
     all.choose_traps(cpu);
     loop {
@@ -323,7 +324,6 @@ impl Hypervisor {
         let Some(vm) = self.guests.get_mut(vm_index).map(|guest| &mut guest.vm) else {
             return false;
         };
-        sched::raise_physical_timer(vm, vcpu_index);
         interrupts::flush(vm, vcpu_index, &mut cpu.el2);
         let (Some(vcpu), Some(processor)) = (
             vm.vcpus.get_mut(vcpu_index),

@@ -8,7 +8,6 @@ use crate::devices::vtimer::{deadline, raise_if_due};
 use crate::exit::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
 use crate::sched::{Place, RunQueue, least_loaded};
 use crate::vcpu::Vcpu;
-use crate::vm::Vm;
 
 /// Time slices per second.
 const SLICES_PER_SECOND: u64 = 400;
@@ -285,9 +284,7 @@ impl Hypervisor {
             if until.is_some_and(|until| until <= timer::counter()) {
                 return true;
             }
-            if let Some(guest) = self.guests.get_mut(place.0) {
-                raise_physical_timer(&mut guest.vm, place.1);
-            }
+            self.raise_physical_timer(place);
             self.arm(place, until);
         }
         false
@@ -345,14 +342,17 @@ impl Hypervisor {
         }
         asked
     }
-}
 
-/// Raises the emulated physical timer of the vCPU that is about to run if it is due.
-pub(super) fn raise_physical_timer(vm: &mut Vm, vcpu_index: usize) {
-    let timer = vm.vcpus.get(vcpu_index).map(|vcpu| &vcpu.physical_timer);
-    let on = timer.filter(|timer| timer.deadline().is_some());
-    if on.is_some_and(|timer| timer.level(timer::counter())) {
-        vm.vgic
-            .set_ppi_level(vcpu_index, PHYSICAL_TIMER_INTID, true);
+    /// Raises the emulated physical timer of the vCPU that is about to run, or runs, if it is due: when it gets the CPU, and when
+    /// EL2's timer fires.
+    #[inline(never)]
+    pub(super) fn raise_physical_timer(&mut self, (vm, vcpu): Place) {
+        let Some(vm) = self.guests.get_mut(vm).map(|guest| &mut guest.vm) else {
+            return;
+        };
+        let timer = vm.vcpus.get(vcpu).map(|vcpu| vcpu.physical_timer);
+        if timer.is_some_and(|timer| timer.level(timer::counter())) {
+            vm.vgic.set_ppi_level(vcpu, PHYSICAL_TIMER_INTID, true);
+        }
     }
 }
