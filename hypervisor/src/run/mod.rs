@@ -349,7 +349,8 @@ impl Hypervisor {
             core::mem::swap(&mut vcpu.context, &mut cpu.context);
         }
         guest.vm.exits.total += 1;
-        if core::mem::take(&mut processor.sync) {
+        if processor.sync {
+            processor.sync = false;
             sync_interrupts(&mut guest.vm, vcpu_index, &mut cpu.el2);
         }
     }

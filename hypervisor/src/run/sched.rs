@@ -280,7 +280,8 @@ impl Hypervisor {
         if !running || look {
             return true;
         }
-        if core::mem::take(&mut cpu.reschedule) {
+        if cpu.reschedule {
+            cpu.reschedule = false;
             if until.is_some_and(|until| until <= timer::counter()) {
                 return true;
             }
