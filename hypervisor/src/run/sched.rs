@@ -12,6 +12,10 @@ use crate::vcpu::Vcpu;
 /// Time slices per second.
 const SLICES_PER_SECOND: u64 = 400;
 
+/// In a second: whoever gets the CPU has it for so long before a sleeper's deadline takes it, or two that sleep for moments only would
+/// have the CPU change hands all the time.
+const LEAST_PER_SECOND: u64 = 20_000;
+
 /// Counts in a slice. A sleeper keeps as much of what it could have run meanwhile.
 fn slice() -> u64 {
     timer::frequency() / SLICES_PER_SECOND
@@ -240,9 +244,12 @@ impl Hypervisor {
     /// sleeper's time comes.
     pub(super) fn slice_end(&mut self, cpu: &mut ThisCpu) -> Option<u64> {
         (cpu.reschedule, cpu.gathered) = (false, false);
+        let now = timer::counter();
         let crowded = self.processors.get(cpu.index)?.crowded;
-        let end = crowded.then(|| timer::counter() + slice());
-        earlier(end, self.sleepers_deadline(cpu))
+        let end = crowded.then(|| now + slice());
+        let least = now + timer::frequency() / LEAST_PER_SECOND;
+        let sleepers = self.sleepers_deadline(cpu);
+        earlier(end, sleepers.map(|deadline| deadline.max(least)))
     }
 
     /// Sets EL2's timer for the running vCPU: to `until`, or to when its own physical timer fires.
