@@ -5,7 +5,7 @@
 
 use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::frames::VmId;
-use stage2::guest::{GuestMemory, MemError, TagOutcome};
+use stage2::guest::{MemError, TagOutcome};
 use stage2::memory::Memory;
 
 use crate::cpu::Cpu;
@@ -74,11 +74,10 @@ pub fn evicting<C: Cpu, T>(
     env: &mut Env<'_, C>,
     fault: impl FnOnce(&mut Memory, &mut C, VmId, u64) -> T,
 ) -> T {
-    let caused = |memory: &Memory| memory.guest(vm.id).map_or(0, GuestMemory::evictions_caused);
-    let before = caused(env.memory);
+    let before = env.memory.evicted();
     let leave = vm.throttle.leave(env.now);
     let outcome = fault(env.memory, env.cpu, vm.id, leave);
-    let evicted = caused(env.memory) - before;
+    let evicted = env.memory.evicted() - before;
     if evicted > 0 {
         vm.throttle.spend(evicted);
     }

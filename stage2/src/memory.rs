@@ -38,6 +38,8 @@ pub(crate) struct Eviction {
 pub struct Memory {
     pub(crate) host: HostMemory,
     guests: Vec<Option<GuestMemory>>,
+    /// Pages that were evicted so far.
+    pub(crate) evicted: u64,
     /// Room for the largest block's: an eviction must not need memory half way.
     pub(crate) evictions: Vec<Eviction>,
 }
@@ -56,6 +58,7 @@ impl Memory {
         Ok(Self {
             host,
             guests: Vec::new(),
+            evicted: 0,
             evictions,
         })
     }
@@ -82,6 +85,11 @@ impl Memory {
         if let Ok((_, guest)) = self.parts(vm) {
             guest.switch();
         }
+    }
+
+    /// How many pages were moved out of tag storage for tags so far.
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// The memory of a VM, while it has any.

@@ -348,6 +348,7 @@ impl Memory {
             guest.count_lent();
             guest.counts.evictions_suffered += 1;
         }
+        self.evicted += evictions.len() as u64;
         let (_, guest) = self.parts(cause)?;
         guest.counts.evictions_caused += evictions.len() as u64;
         Ok(())

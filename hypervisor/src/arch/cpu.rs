@@ -112,7 +112,8 @@ impl El2 {
     /// Makes WFI and WFE of the guest that is loaded trap, or not.
     pub fn trap_waits(&self, wfi: bool, wfe: bool) {
         let others = HCR_EL2.get() & !(hcr::TWI | hcr::TWE);
-        HCR_EL2.set(others | u64::from(wfi) * hcr::TWI | u64::from(wfe) * hcr::TWE);
+        let (wfi, wfe) = (u64::from(wfi) * hcr::TWI, u64::from(wfe) * hcr::TWE);
+        HCR_EL2.set(others | wfi | wfe);
     }
 }
 

@@ -28,7 +28,7 @@ impl Hypervisor {
         let Config { batch, colour, .. } = self.config;
         CONSOLE.lock().start(!batch, colour, told);
         for template in 0..self.config.vms.len() {
-            if let Some(config) = self.from_template(template)
+            if let Some(config) = self.instance_of(template)
                 && config.autostart
                 && let Err(error) = self.start_vm(&config, cpu)
             {
@@ -61,7 +61,7 @@ impl Hypervisor {
     }
 
     /// Returns how a VM of a template is to be, under the template's name. The seed of a template serves once.
-    pub(super) fn from_template(&mut self, template: usize) -> Option<VmConfig> {
+    pub(super) fn instance_of(&mut self, template: usize) -> Option<VmConfig> {
         let template = self.config.vms.get_mut(template)?;
         let seed = core::mem::take(&mut template.seed);
         Some(VmConfig {

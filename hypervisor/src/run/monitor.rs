@@ -123,7 +123,7 @@ impl Hypervisor {
     fn create(&mut self, template: &str, name: &str, cpu: &mut ThisCpu) {
         let name = if name.is_empty() { template } else { name };
         let known = self.config.vms.iter().position(|vm| vm.name == template);
-        let config = known.and_then(|known| self.from_template(known));
+        let config = known.and_then(|known| self.instance_of(known));
         let Some(mut config) = config else {
             return line(format_args!("no template is called {template}: `vm list`"));
         };
