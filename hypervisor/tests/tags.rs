@@ -334,8 +334,10 @@ fn a_vm_at_its_budget_goes_on_once_that_is_raised_and_looks_again_if_not() {
     let pc = rig.context().pc;
     for _ in 0..2 {
         // Resumed with the same budget, it looks through all its pages anew.
-        assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::Resume);
-        assert_eq!(rig.exit(TAG_ACCESS, VA, 0), Next::End(End::OverBudget));
+        let mut answers = (0..100).map(|_| rig.exit(TAG_ACCESS, VA, 0));
+        assert_eq!(answers.next(), Some(Next::Resume));
+        let last = answers.find(|next| *next != Next::Resume);
+        assert_eq!(last, Some(Next::End(End::OverBudget)));
     }
     let id = rig.vms[0].id;
     let low = rig.memory.set_budget(id, 0).unwrap_err();
