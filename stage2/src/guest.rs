@@ -291,6 +291,8 @@ pub struct GuestMemory {
     pub(crate) reserved: u64,
     pub(crate) counts: Counts,
     images: [Image; IMAGES],
+    /// Its RAM is being taken away.
+    is_leaving: bool,
     /// The first guarantee that was found lost while RAM was taken away.
     lost: Option<MemError>,
     /// Where the search for pages that need no tags goes on.
@@ -319,6 +321,7 @@ impl GuestMemory {
             reserved: 0,
             counts: Counts::default(),
             images: [Image::NONE; IMAGES],
+            is_leaving: false,
             lost: None,
             cursor: Page(0),
             peak: VmPeak::default(),
@@ -612,7 +615,10 @@ impl GuestMemory {
         hw: &mut H,
     ) -> Option<Result<u64, Violation>> {
         let part = self.tables.detach(hw)?;
-        host.before_release();
+        match core::mem::replace(&mut self.is_leaving, true) {
+            true => host.amid_release(),
+            false => host.before_release(),
+        }
         let mut checks = Checks::default();
         part.visit(|item| {
             checks.check(host, self, item);
@@ -667,6 +673,7 @@ impl GuestMemory {
         hw: &mut H,
     ) -> Result<(), MemError> {
         while self.release(host, hw).is_some() {}
+        self.is_leaving = false;
         self.tag_use = TagUse::of(&self.spec);
         self.counts.switched_to_eager = false;
         self.lost.take().map_or(Ok(()), Err)

@@ -255,11 +255,19 @@ impl HostMemory {
 
     /// To be called before pages lose tag access: keeps the figures if none were higher.
     pub(crate) fn before_release(&mut self) {
+        self.keep_figures(|highest, reserved| highest <= reserved);
+    }
+
+    /// The same in the midst of taking a VM's memory away, where blocks are reserved whose tags are partly
+    /// gone: such a moment counts only if it is higher.
+    pub(crate) fn amid_release(&mut self) {
+        self.keep_figures(|highest, reserved| highest < reserved);
+    }
+
+    fn keep_figures(&mut self, if_so: impl Fn(u64, u64) -> bool) {
         let reserved = self.blocks.bytes().reserved;
-        let lower = self
-            .highest
-            .is_none_or(|highest| highest.reserved <= reserved);
-        if lower && !self.pinned {
+        let highest = self.highest.map(|highest| highest.reserved);
+        if highest.is_none_or(|highest| if_so(highest, reserved)) && !self.pinned {
             self.highest = Some(self.account());
         }
     }

@@ -452,6 +452,31 @@ fn compaction_moves_data_and_tags_while_both_pages_are_out_of_reach_then_frees_t
 }
 
 #[test]
+fn the_highest_moment_of_a_vm_that_leaves_is_told_with_all_its_tags() {
+    let mut world = World::new(&board(), Policy::Lazy);
+    world.create(0, SMALL, true, Policy::Lazy).unwrap();
+    // Two blocks hold their tags, one would do once the first half of the pages is gone; both stay reserved until then.
+    (0..500).for_each(|number| world.store(0, page(number), 1).unwrap());
+    let tagged = (0..25)
+        .chain(10..25)
+        .zip(0..)
+        .map(|(number, count)| 20 * number + count / 25);
+    tagged.for_each(|number| world.stg(0, page(number), 1).unwrap());
+    let before = world.memory.account();
+    assert_eq!(before.reserved, 2 * PAGE_SIZE);
+    world.release(0, 4);
+    let amid = world.memory.account();
+    assert!(amid.reserved == before.reserved && amid.ideal > before.ideal);
+    world.destroy(0);
+    assert_eq!(world.memory.account().reserved, 0);
+    let highest = world.memory.highest();
+    assert_eq!(
+        (highest.reserved, highest.ideal),
+        (before.reserved, before.ideal)
+    );
+}
+
+#[test]
 fn only_blocks_with_as_few_users_as_was_asked_for_are_emptied() {
     // One user of the 32 pages that the block covers: 3.125 %.
     for (percent, moved) in [(0, 0), (3, 0), (4, 1), (100, 1)] {
