@@ -74,7 +74,7 @@ fn two_guests_tag_pages_whose_storage_holds_data_of_the_other() {
 /// A guest without tags fills what another one's tags need later.
 fn storm(stride: u64, configuration: &[&str]) -> Run {
     // The filler has written before, and verifies afterwards.
-    let cmdline = format!("mode=tag bytes=512 stride={stride} permille=1000 wait=3000 busy=4");
+    let cmdline = format!("mode=tag bytes=512 stride={stride} permille=1000 begin=3000 busy=4");
     let tagger = guest("storm", 192, &cmdline).tag_budget(4 * MIB);
     let scenario = machine(SMALL, tagger)
         .and(filler("filler", 272, "bytes=512 wait=8000 rounds=2"))

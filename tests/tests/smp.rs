@@ -141,11 +141,11 @@ fn a_vm_restarts_while_its_vcpus_run_on_all_cpus() {
     let finished = on("2", Scenario::of(smp(3, "mode=echo")))
         .interact(|terminal| {
             for _ in 0..5 {
-                terminal.expect("ECHO ready up=2\n")?;
+                terminal.expect("ECHO ready up=2\r\n")?;
                 terminal.write("r")?;
                 terminal.expect("vm=smp restarts")?;
             }
-            terminal.expect("ECHO ready up=2\n")?;
+            terminal.expect("ECHO ready up=2\r\n")?;
             terminal.write("o")
         })
         .unwrap();
@@ -156,7 +156,7 @@ fn a_vm_restarts_while_its_vcpus_run_on_all_cpus() {
 fn the_escape_key_stops_vms_on_all_cpus() {
     let finished = on("2", Scenario::of(smp(4, "mode=echo")).and(spinner("other")))
         .interact(|terminal| {
-            terminal.expect("ECHO ready up=3\n")?;
+            terminal.expect("ECHO ready up=3\r\n")?;
             terminal.write("\x1dq")?;
             terminal.expect("vm=smp ended: stopped")
         })

@@ -1,8 +1,8 @@
 //! Guests for whom tag storage is lent, reserved, evicted and moved: each knows what its data and tags must be.
 //!
 //! `mode=` on the command line says what it does. All modes know `seed=N`, `pages=N` (all that fit), `stride=N` (from one
-//! page to the next, in pages: 1), `bytes=N` (data bytes written to a page: 4096), `wait=MS` before tags are used and
-//! `hold=MS` at the end. The last line is `RESULT ok` or `RESULT bad` and what was found.
+//! page to the next, in pages: 1), `bytes=N` (data bytes written to a page: 4096), `begin=MS` before anything is touched,
+//! `wait=MS` before tags are used and `hold=MS` at the end. The last line is `RESULT ok` or `RESULT bad` and what was found.
 //!
 //! | mode | does |
 //! |---|---|
@@ -124,6 +124,7 @@ mod guest {
         if mte::level() >= 2 {
             mte::set_checks(false);
         }
+        clock::sleep(job.number("begin", 0));
         match job.run() {
             Ok(Found { tagged, sum, done }) => {
                 clock::sleep(job.number("hold", 0));
