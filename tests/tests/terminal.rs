@@ -187,6 +187,7 @@ fn the_monitor_tells_of_memory_and_stays_when_all_have_ended() {
             command(terminal, "vm start only")?;
             terminal.expect("ECHO ready\r\n")?;
             command(terminal, "vm destroy only")?;
+            terminal.expect("vm=only ended: stopped")?;
             command(terminal, "vm list")?;
             terminal.expect("template")?;
             command(terminal, "quit")

@@ -282,13 +282,13 @@ impl Hypervisor {
         true
     }
 
-    /// Says that a VM ends, and takes its last figures.
+    /// Takes a VM's last figures, and the end of what it had to say.
     fn close(&mut self, index: usize, end: End) {
         let open = |guest: &&mut Guest| guest.vm.end.is_none();
         let Some(guest) = self.guests.get_mut(index).filter(open) else {
             return;
         };
-        log::info!("vm={} ended: {end}", guest.vm.config.name);
+        CONSOLE.lock().flush_guest(index);
         guest.vm.close(end, &self.memory);
     }
 
@@ -302,6 +302,7 @@ impl Hypervisor {
         let Some(guest) = self.guests.get_mut(index) else {
             return;
         };
+        log::info!("vm={} ended: {end}", guest.vm.config.name);
         let finished = guest.vm.finish(end, &mut self.memory, &mut cpu.el2);
         let doomed = guest.doomed;
         self.note_lost(finished);
