@@ -135,7 +135,10 @@ impl HostMemory {
         holding.chunks += frames.bytes();
         if holding.wants {
             self.each_block(frames, |host, block, state| {
-                host.unshelve(Shelf::Idle, block);
+                // It was nobody's: in the idle list, or lent and in none.
+                if let Some(shelf) = host.shelf_of(block, state, None) {
+                    host.unshelve(shelf, block);
+                }
                 host.shelve_by_state(block, state);
             });
         }
