@@ -230,7 +230,6 @@ impl Hypervisor {
     }
 
     /// Lets a paused VM run again: what its vCPUs waited for meanwhile is looked at first.
-    #[allow(dead_code, reason = "for the monitor")]
     pub(super) fn resume(&mut self, index: usize, cpu: &ThisCpu) {
         if let Some(guest) = self.guests.get_mut(index) {
             guest.vm.reason = None;

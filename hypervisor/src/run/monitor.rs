@@ -123,15 +123,16 @@ impl Hypervisor {
     fn create(&mut self, template: &str, name: &str, cpu: &mut ThisCpu) {
         let name = if name.is_empty() { template } else { name };
         let known = self.config.vms.iter().position(|vm| vm.name == template);
-        let config = known.and_then(|known| self.instance_of(known));
-        let Some(mut config) = config else {
-            return line(format_args!("no template is called {template}: `vm list`"));
-        };
-        if self.find(name).is_some() {
+        // A template's seed serves once: not for a VM that cannot have its name.
+        if known.is_some() && self.find(name).is_some() {
             return line(format_args!(
                 "there is a VM called {name}: give it another name"
             ));
         }
+        let config = known.and_then(|known| self.instance_of(known));
+        let Some(mut config) = config else {
+            return line(format_args!("no template is called {template}: `vm list`"));
+        };
         config.name = name.into();
         match check_name(name) {
             Ok(()) => drop(self.start_vm(&config, cpu)),
