@@ -689,6 +689,7 @@ impl GuestMemory {
         hw: &mut impl Hardware,
     ) -> Result<(), MemError> {
         let reset = self.reset(host, hw);
+        self.ram.give_unused_chunks(host);
         host.guest_metadata -= self.ram.metadata_bytes();
         let root = host
             .free_table_page(self.tables.root())

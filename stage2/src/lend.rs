@@ -135,10 +135,8 @@ impl HostMemory {
         holding.chunks += frames.bytes();
         if holding.wants {
             self.each_block(frames, |host, block, state| {
-                // It was nobody's: in the idle list, or lent and in none.
-                if let Some(shelf) = host.shelf_of(block, state, None) {
-                    host.unshelve(shelf, block);
-                }
+                // It was nobody's: in the idle list, or in none.
+                host.unshelve(Shelf::Idle, block);
                 host.shelve_by_state(block, state);
             });
         }

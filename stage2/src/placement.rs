@@ -122,6 +122,16 @@ impl Ram {
         self.release_unused(host, piece);
     }
 
+    /// Gives all chunks back that are unused: one that was opened for tags may never have got any.
+    pub(crate) fn give_unused_chunks(&mut self, host: &mut HostMemory) {
+        let mut at = 0;
+        while let Some(&piece) = self.spare.get(at) {
+            let count = self.spare.len();
+            self.release_unused(host, piece);
+            at += usize::from(self.spare.len() == count);
+        }
+    }
+
     /// Gives the chunk of a piece back if all of it is unused.
     fn release_unused(&mut self, host: &mut HostMemory, piece: Frame) {
         let Some(chunk) = host.chunks.chunk_of(piece) else {

@@ -144,3 +144,25 @@ fn eager_and_lazy_vms_share_a_machine() {
     let world = storm(&board, &shapes, 6, STEPS);
     assert_all_comes_back(world, 3);
 }
+
+#[test]
+fn a_chunk_that_was_opened_for_tags_which_never_came_is_given_back() {
+    let mut world = World::new(&Board::new(&[16 * MIB], 0x8000), Policy::Eager);
+    // A VM that was: its blocks are the next that are lent.
+    create(&mut world, 1, (MIB, true, Policy::Eager, MIB / 32));
+    world.load(1, page(0)).unwrap();
+    world.destroy(1);
+    // With no budget it has no chunk: all its pages lie in tag storage.
+    create(&mut world, 0, (64 * KIB, true, Policy::Lazy, 0));
+    for number in 0..9 {
+        world.store(0, page(number), number as u8).unwrap();
+    }
+    world.check();
+    world.set_budget(0, PAGE_SIZE / 32).unwrap();
+    // Nothing may be evicted: it gets a chunk, and no tags.
+    world.leave = 0;
+    world.stg(0, page(0), 1).unwrap();
+    assert_eq!(world.waited, 1);
+    world.check();
+    assert_all_comes_back(world, 2);
+}
