@@ -16,16 +16,14 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use crate::devices::vuart::TRANSMIT_HEADROOM;
+use crate::devices::vuart::{KEPT_BYTES, TRANSMIT_HEADROOM};
 use crate::monitor::{Edit, Editor};
 use filter::Filter;
 
 /// The byte-wide device below.
 pub trait Uart {
-    /// Says whether it takes a byte now.
-    fn has_room(&mut self) -> bool {
-        true
-    }
+    /// Sends one byte if it takes one now. Says whether it did.
+    fn try_put(&mut self, byte: u8) -> bool;
     /// Sends one byte, waiting for room.
     fn put(&mut self, byte: u8);
     /// Takes one received byte, if any.
@@ -251,6 +249,25 @@ impl<U: Uart> Console<U> {
         self.line(format_args!("{}{key} {json}", char::from(REPORT_MARK)));
     }
 
+    /// Prints bytes that guest `vm` sent while it had room, at most [`KEPT_BYTES`].
+    pub fn guest_bytes(&mut self, vm: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        if self.shown() != Some(vm)
+            && let Some(source) = self.sources.get_mut(vm)
+            && source.lines == 0
+        {
+            // The last byte of a line that is too long cuts it.
+            let room = (LINE_BYTES - 1).saturating_sub(source.text.len());
+            let first = bytes.get(..room).unwrap_or(bytes);
+            let (text, others) = bytes.split_at(source.filter.pass(first));
+            source.text.extend_from_slice(text);
+            rest = others;
+        }
+        for byte in rest {
+            self.guest_byte(vm, *byte);
+        }
+    }
+
     /// Prints a byte that guest `vm` sent. Returns whether there is room for more than [`TRANSMIT_HEADROOM`] others.
     pub fn guest_byte(&mut self, vm: usize, byte: u8) -> bool {
         let shown = self.shown() == Some(vm);
@@ -258,7 +275,7 @@ impl<U: Uart> Console<U> {
             return true;
         };
         let before = source.text.len();
-        if before >= LINE_BYTES + TRANSMIT_HEADROOM {
+        if before >= LINE_BYTES + KEPT_BYTES + TRANSMIT_HEADROOM {
             // It does not look whether there is room.
             return false;
         }
@@ -511,9 +528,9 @@ impl<U: Uart> Screen<U> {
 
     /// Prints a part of a guest's line; a carriage return goes back to behind its name.
     fn put_text(&mut self, (vm, name): (usize, &str), text: &[u8]) {
-        for &byte in text {
-            self.put(byte);
-            if byte == b'\r' {
+        for part in text.split_inclusive(|byte| *byte == b'\r') {
+            self.put_all(part);
+            if part.ends_with(b"\r") {
                 self.put_name(vm, name);
             }
         }
@@ -527,16 +544,27 @@ impl<U: Uart> Screen<U> {
     }
 
     fn put_all(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.put(byte);
+        let mut rest = bytes;
+        if let Some(uart) = &mut self.uart
+            && self.out.is_empty()
+        {
+            while let [first, others @ ..] = rest
+                && uart.try_put(*first)
+            {
+                rest = others;
+            }
         }
+        rest.iter().for_each(|byte| self.put(*byte));
     }
 
     #[inline(never)]
     fn put(&mut self, byte: u8) {
         let Some(uart) = &mut self.uart else { return };
         if self.out.is_empty() {
-            if self.out.capacity() == 0 || uart.has_room() {
+            if uart.try_put(byte) {
+                return;
+            }
+            if self.out.capacity() == 0 {
                 return uart.put(byte);
             }
             uart.tell_room(true);
@@ -559,12 +587,13 @@ impl<U: Uart> Screen<U> {
         if self.out.is_empty() {
             return;
         }
-        while uart.has_room() {
-            let Some(byte) = self.out.pop_front() else {
-                return uart.tell_room(false);
-            };
-            uart.put(byte);
+        while let Some(byte) = self.out.front() {
+            if !uart.try_put(*byte) {
+                return;
+            }
+            self.out.pop_front();
         }
+        uart.tell_room(false);
     }
 }
 

@@ -8,7 +8,7 @@ use stage2::guest::{Access, MemError};
 use stage2::memory::Memory;
 
 use crate::cpu::Cpu;
-use crate::devices::mmio::{Target, UART_INTID};
+use crate::devices::mmio::{Target, UART, UART_INTID};
 use crate::devices::pv_time::{self, PvTimeCall};
 use crate::devices::vgic::SgiGroup;
 use crate::devices::vpsci::{NOT_SUPPORTED, Outcome, VcpuPower, answer, random};
@@ -16,11 +16,11 @@ use crate::report::End;
 use crate::tag_fault::{self, Resolution};
 use crate::traps::debug::comparators_shown;
 use crate::traps::esr::{Exit, SysRegTrap, Wait, WaitKind};
-use crate::traps::fault::{DataAbort, InstructionAbort, Stage2Fault};
+use crate::traps::fault::{DataAbort, InstructionAbort, PlainAccess, Stage2Fault};
 use crate::traps::id_regs::IdRegs;
 use crate::traps::inject::{Exception, PstateFeatures, advance, inject};
 use crate::traps::sysreg::{HardwareReg, SgiReg, SysRegContext, SysRegOutcome, TimerReg, emulate};
-use crate::vcpu::Wake;
+use crate::vcpu::{GuestContext, Wake};
 use crate::vm::Vm;
 
 /// INTID of the virtual timer.
@@ -88,8 +88,8 @@ pub struct Env<'a, C> {
     pub memory: &'a mut Memory,
     /// ID registers of the hardware.
     pub hw: &'a IdRegs,
-    /// Takes a byte of the guest's UART; returns whether it has room for more.
-    pub transmit: &'a mut dyn FnMut(&Vm, u8) -> bool,
+    /// Takes a byte of the guest's UART, and what the UART has kept before; returns whether it has room for more.
+    pub transmit: &'a mut dyn FnMut(&mut Vm, u8) -> bool,
     /// The virtual GIC knows what all other vCPUs of the VM have in list registers.
     pub gathered: bool,
     /// Out: the page that the exit has mapped, or given tag access.
@@ -139,6 +139,35 @@ pub fn handle<C: Cpu>(exit: Exit, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>
         | Exit::AArch32(_)
         | Exit::Brk { .. } => give(Exception::Undefined, vm, vcpu, env),
     }
+}
+
+/// Answers an access to the UART that concerns nobody but it and the guest, as most do. Returns whether it was one; the guest
+/// may go on as if it had never left then. Bytes are kept in the UART where they may be.
+pub fn access_uart(context: &mut GuestContext, vm: &mut Vm, keep: bool) -> bool {
+    let Some(access) = PlainAccess::decode(context.syndrome()) else {
+        return false;
+    };
+    let PlainAccess {
+        ipa,
+        bytes,
+        register,
+        write,
+    } = access;
+    let offset = ipa.wrapping_sub(UART.start);
+    if write {
+        let value = context.register(register);
+        if !(keep && vm.uart.poke(offset, bytes, value)) {
+            return false;
+        }
+    } else {
+        let Some(value) = vm.uart.peek(offset, bytes) else {
+            return false;
+        };
+        context.set_register(register, value);
+    }
+    vm.exits.quick += 1;
+    (context.pc, context.pstate) = advance(context.pc, context.pstate, true);
+    true
 }
 
 /// Takes note of what the guest did to its interrupts since its entry.

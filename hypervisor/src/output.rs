@@ -9,8 +9,8 @@ use spin::mutex::TicketMutex;
 use crate::console::{Console, Uart};
 
 impl Uart for Pl011 {
-    fn has_room(&mut self) -> bool {
-        Pl011::has_room(self)
+    fn try_put(&mut self, byte: u8) -> bool {
+        Pl011::try_put(self, byte)
     }
 
     fn put(&mut self, byte: u8) {

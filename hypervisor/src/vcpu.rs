@@ -8,6 +8,7 @@ use crate::devices::vgic::ListRegisters;
 use crate::devices::vpsci::VcpuPower;
 use crate::devices::vtimer::EmulatedTimer;
 use crate::tag_fault::Search;
+use crate::traps::esr::{Esr, Syndrome};
 use crate::traps::inject::spsr;
 use crate::traps::sysreg::VcpuSysRegs;
 use crate::traps::tag_access::LoopGuard;
@@ -37,6 +38,16 @@ impl GuestContext {
     #[must_use]
     pub fn register(&self, index: u8) -> u64 {
         self.x.get(usize::from(index)).copied().unwrap_or(0)
+    }
+
+    /// Why it has left the guest, if synchronously.
+    #[must_use]
+    pub const fn syndrome(&self) -> Syndrome {
+        Syndrome {
+            esr: Esr(self.esr),
+            far: self.far,
+            hpfar: self.hpfar,
+        }
     }
 
     /// Writes general-purpose register `index`; 31 is XZR.

@@ -342,7 +342,7 @@ impl Vm {
             } else {
                 0
             },
-            exits: self.exits,
+            exits: self.exits.told(),
             end: self.end,
             reason: self.reason.clone(),
             ..VmInfo::from(account)

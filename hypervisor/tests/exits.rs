@@ -7,10 +7,12 @@
 
 mod support;
 
-use hypervisor::exit::{Failure, Next, PHYSICAL_TIMER_INTID};
+use hypervisor::devices::mmio::UART_INTID;
+use hypervisor::exit::{Failure, Next, PHYSICAL_TIMER_INTID, access_uart};
 use hypervisor::traps::id_regs::{IdReg, Need};
 use hypervisor::traps::inject::Injected;
 use hypervisor::vcpu::Wake;
+use proptest::prelude::*;
 use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::fakes::SimMachine;
 use stage2::guest::{MemError, Policy};
@@ -220,6 +222,89 @@ fn a_guest_finds_its_uart_full_while_the_console_has_no_room() {
     assert_eq!(load(&mut rig, UART + 0x18, 4) & TXFF, 0);
     assert!(rig.vms[0].uart.irq_level());
     assert_eq!(rig.sent, [(0, b'a'), (0, b'b')], "nothing is lost");
+}
+
+/// An access to the UART: offset, bytes, and a value if it is a store; or the console says whether it has room.
+#[derive(Clone, Debug)]
+enum UartStep {
+    Access(u64, u64, Option<u8>),
+    Room(bool),
+}
+
+fn uart_steps() -> impl Strategy<Value = Vec<UartStep>> {
+    let offset = prop_oneof![
+        6 => Just(0_u64), 4 => Just(0x18), 4 => Just(0x38), 1 => Just(0x30), 1 => Just(0x44), 1 => 0..0x1000_u64,
+    ];
+    let value =
+        prop_oneof![4 => b' '..=b'~', 1 => Just(b'\n'), 2 => Just(1 << 5), 1 => any::<u8>()];
+    let value = proptest::option::weighted(0.7, value);
+    let bytes = proptest::sample::select(vec![1, 2, 4, 8]);
+    let access = (offset, bytes, value)
+        .prop_map(|(offset, bytes, value)| UartStep::Access(offset & !(bytes - 1), bytes, value));
+    let step = prop_oneof![50 => access, 1 => any::<bool>().prop_map(UartStep::Room)];
+    proptest::collection::vec(step, 1..400)
+}
+
+/// What a guest has seen of its UART and its interrupt, and what came out.
+#[derive(Debug, Default, PartialEq)]
+struct UartSeen {
+    read: Vec<u64>,
+    lines: Vec<bool>,
+    sent: Vec<(usize, u8)>,
+    gic: String,
+    exits: u64,
+}
+
+/// Takes the steps, `quick` where that is possible. Also returns how many were quick.
+fn use_uart(steps: &[UartStep], quick: bool) -> (UartSeen, u64) {
+    let mut rig = Rig::new(Policy::Lazy);
+    let mut seen = UartSeen::default();
+    for step in steps {
+        match *step {
+            UartStep::Room(room) => {
+                rig.room = room;
+                let vm = &mut rig.vms[0];
+                vm.uart.set_transmit_room(room);
+                vm.vgic.set_spi_level(UART_INTID, vm.uart.irq_level());
+            }
+            UartStep::Access(offset, bytes, value) => {
+                let (ipa, pc) = (UART + offset, rig.context().pc);
+                rig.context().x[3] = value.map_or(0x5a5a, u64::from);
+                let write = value.map_or(0, |_| WRITE);
+                let esr = TRANSLATION | WIDE | write | described(bytes, 3);
+                let mut context = rig.context().clone();
+                (context.esr, context.far, context.hpfar) = (esr, FAR | ipa, ipa >> 12 << 4);
+                if quick && access_uart(&mut context, &mut rig.vms[0], true) {
+                    *rig.context() = context;
+                } else {
+                    rig.exit(esr, FAR | ipa, ipa);
+                }
+                assert_eq!(rig.context().pc, pc + 4);
+                seen.read.push(rig.context().x[3]);
+            }
+        }
+        seen.lines.push(rig.vms[0].uart.irq_level());
+    }
+    let vm = &mut rig.vms[0];
+    seen.sent = rig.sent;
+    let kept = vm.uart.take_kept().iter();
+    seen.sent.extend(kept.map(|byte| (0, *byte)));
+    seen.gic = format!("{:?}", vm.vgic);
+    seen.exits = vm.exits.told().mmio;
+    (seen, vm.exits.quick)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if is_full() { 1024 } else { 64 }))]
+
+    /// A guest cannot tell which accesses are answered without the rest of EL2, and nothing it sends is lost.
+    #[test]
+    fn quick_accesses_to_the_uart_are_like_all_others(steps in uart_steps()) {
+        let (seen, none) = use_uart(&steps, false);
+        let (quick_seen, quick) = use_uart(&steps, true);
+        prop_assert_eq!(quick_seen, seen);
+        prop_assert!(none == 0 && (quick > 0 || steps.len() < 50));
+    }
 }
 
 // Row 6: fetches and table walks.

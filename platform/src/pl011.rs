@@ -62,10 +62,15 @@ impl Pl011 {
         !self.dead
     }
 
-    /// Says whether a byte can be sent without waiting: always if it would be given up.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.dead || self.registers.read32(FLAGS) & FLAG_TX_FULL == 0
+    /// Sends a byte if that needs no wait, or gives it up as [`put`](Self::put) would. False if neither.
+    #[inline]
+    pub fn try_put(&mut self, byte: u8) -> bool {
+        if self.registers.read32(FLAGS) & FLAG_TX_FULL != 0 {
+            return self.dead;
+        }
+        self.dead = false;
+        self.registers.write32(DATA, u32::from(byte));
+        true
     }
 
     /// Takes a received byte, if there is one. Line errors are ignored.
@@ -126,9 +131,9 @@ mod tests {
     fn a_full_fifo_gives_up_and_recovers() {
         with_uart(|uart, registers| {
             registers.write32(FLAGS, FLAG_TX_FULL);
-            assert!(!uart.has_room());
+            assert!(!uart.try_put(b'w'));
             assert!(!uart.put(b'x'));
-            assert!(uart.has_room(), "nobody waits for a dead one");
+            assert!(uart.try_put(b'y'), "nobody waits for a dead one");
             assert!(!uart.put(b'y'));
             assert_eq!(registers.read32(DATA), 0);
             registers.write32(FLAGS, 0);

@@ -92,10 +92,11 @@ fn a_boot_with_two_vcpus() {
 }
 
 #[test]
-fn a_system_call_and_a_timer_tick() {
+fn a_system_call_a_timer_tick_and_a_byte_of_the_uart() {
     let counts = Counts::of(1, "bench");
     counts.assert_each("a null system call", "mark-0x64", 1);
     counts.assert_each("a sleep of 100 us", TIMER, 400);
+    counts.assert_each("a byte of the UART", "mark-0x6b", 700);
 }
 
 #[test]

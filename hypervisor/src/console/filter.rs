@@ -52,6 +52,19 @@ impl Filter {
             .unwrap_or_default()
     }
 
+    /// Lets text pass that begins nothing and ends nothing. Returns how many bytes of it there are at the start of `bytes`.
+    pub fn pass(&mut self, bytes: &[u8]) -> usize {
+        if self.length > 0 || self.held != 0 {
+            return 0;
+        }
+        let other = bytes
+            .iter()
+            .position(|byte| !(b' '..0x7f).contains(byte))
+            .unwrap_or(bytes.len());
+        self.column += other;
+        other
+    }
+
     /// The line has ended though the guest has not ended it.
     pub const fn begin_line(&mut self) {
         self.column = 0;

@@ -22,8 +22,12 @@ impl Default for Recorder {
 }
 
 impl Uart for &mut Recorder {
-    fn has_room(&mut self) -> bool {
-        self.room > 0
+    fn try_put(&mut self, byte: u8) -> bool {
+        let room = self.room > 0;
+        if room {
+            self.put(byte);
+        }
+        room
     }
     fn put(&mut self, byte: u8) {
         self.room = self.room.saturating_sub(1);
@@ -37,7 +41,7 @@ impl Uart for &mut Recorder {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Mode {
     Batch,
     Interactive,
@@ -372,5 +376,27 @@ proptest! {
         for line in screen(&text) {
             prop_assert!(own(&line) || NAMES.iter().any(|name| line.starts_with(&format!("{name}| "))), "{line:?}");
         }
+    }
+}
+
+proptest! {
+    /// Kept bytes come as they would have come one by one, whoever has the terminal.
+    #[test]
+    fn bytes_that_were_kept_print_like_bytes_that_came_at_once(
+        parts in proptest::collection::vec(
+            (0..3_usize, proptest::collection::vec(prop_oneof![8 => b' '..=b'~', 1 => Just(b'\n'), 1 => any::<u8>()], 0..KEPT_BYTES)),
+            0..40,
+        ),
+        mode in proptest::sample::select(vec![Mode::Batch, Mode::Interactive]),
+    ) {
+        let at_once = printed(mode, |console| {
+            parts.iter().for_each(|(vm, bytes)| send(console, *vm, bytes));
+            (0..3).for_each(|vm| console.flush_guest(vm));
+        });
+        let kept = printed(mode, |console| {
+            parts.iter().for_each(|(vm, bytes)| console.guest_bytes(*vm, bytes));
+            (0..3).for_each(|vm| console.flush_guest(vm));
+        });
+        prop_assert_eq!(kept, at_once);
     }
 }

@@ -10,6 +10,9 @@ use alloc::collections::VecDeque;
 /// without looking, and earlycon one byte.
 pub const TRANSMIT_HEADROOM: usize = 16;
 
+/// Bytes that wait here for the end of their line.
+pub const KEPT_BYTES: usize = 128;
+
 /// Depth of the receive FIFO: 16, as PeriphID revision 1 says.
 const FIFO_DEPTH: usize = 16;
 
@@ -60,6 +63,8 @@ const INT_ALL: u32 = 0x7ff;
 /// The UART of one VM.
 #[derive(Debug)]
 pub struct Vuart {
+    kept: [u8; KEPT_BYTES],
+    kept_bytes: usize,
     received: VecDeque<u8>,
     transmit_room: bool,
     /// `UARTRIS`.
@@ -85,6 +90,8 @@ impl Vuart {
     /// Makes a UART in its reset state.
     pub fn new() -> Self {
         Self {
+            kept: [0; KEPT_BYTES],
+            kept_bytes: 0,
             received: VecDeque::with_capacity(FIFO_DEPTH),
             transmit_room: true,
             raised: 0,
@@ -154,6 +161,52 @@ impl Vuart {
         }
         self.set_register(offset, value as u32);
         None
+    }
+
+    /// Reads the flags: none of those that no read changes is read more often. `None`: it is something else.
+    #[inline]
+    pub fn peek(&self, offset: u64, size: u8) -> Option<u64> {
+        (offset == FR && size <= 4).then(|| self.flags().into())
+    }
+
+    /// Writes what concerns nobody else now: a byte that does not end its line, which is [kept](Self::take_kept), or a mask
+    /// that does not move the interrupt line. Returns whether it was that; if not, nothing has changed.
+    #[inline]
+    pub fn poke(&mut self, offset: u64, size: u8, value: u64) -> bool {
+        match offset {
+            DR if size <= 4 => self.keep(value as u8),
+            IMSC if size <= 4 => {
+                let mask = value as u32 & INT_ALL;
+                let stays = self.irq_level() == (self.raised & mask != 0);
+                if stays {
+                    self.mask = mask;
+                }
+                stays
+            }
+            _ => false,
+        }
+    }
+
+    fn keep(&mut self, byte: u8) -> bool {
+        let is_sent = self.transmit_room && self.control & CR_LBE == 0;
+        // Else the byte raises the interrupt.
+        let is_quiet = self.raised & INT_TX != 0;
+        if byte == b'\n' || !is_sent || !is_quiet {
+            return false;
+        }
+        let count = self.kept_bytes;
+        let Some(slot) = self.kept.get_mut(count) else {
+            return false;
+        };
+        *slot = byte;
+        self.kept_bytes = count + 1;
+        true
+    }
+
+    /// Takes the bytes that the guest has sent and nobody has got yet.
+    pub fn take_kept(&mut self) -> &[u8] {
+        let count = core::mem::take(&mut self.kept_bytes);
+        self.kept.get(..count).unwrap_or_default()
     }
 
     fn register(&self, offset: u64) -> u32 {

@@ -114,6 +114,11 @@ pub(super) fn deactivate_done(vm: &mut Vm, vcpu_index: usize) {
     }
 }
 
+/// Gives the console what the UART of a VM has kept.
+pub(super) fn show_kept(vm: &mut Vm) {
+    CONSOLE.lock().guest_bytes(vm.index, vm.uart.take_kept());
+}
+
 impl Hypervisor {
     /// Takes all pending physical interrupts of this CPU.
     pub(super) fn take_interrupts(&mut self, cpu: &mut ThisCpu) {
@@ -280,6 +285,9 @@ impl Hypervisor {
     pub(super) fn attach(&mut self, next: usize) {
         self.attached = next;
         self.input.clear();
+        if let Some(guest) = self.guests.get_mut(next) {
+            show_kept(&mut guest.vm);
+        }
         CONSOLE.lock().show(next);
         if let Some(guest) = self.guests.get(next) {
             log::info!("this is now the console of vm={}", guest.vm.config.name);

@@ -7,6 +7,7 @@ use core::fmt::Display;
 use stage2::guest::{MemError, Policy};
 use stage2::invariants::Violation;
 
+use super::interrupts::show_kept;
 use super::{Guest, Hypervisor, ThisCpu};
 use crate::arch::switch::CpuState;
 use crate::arch::{heap_used, timer};
@@ -287,6 +288,7 @@ impl Hypervisor {
         let Some(guest) = self.guests.get_mut(index).filter(open) else {
             return;
         };
+        show_kept(&mut guest.vm);
         CONSOLE.lock().flush_guest(index);
         guest.vm.close(end, &self.memory);
     }
@@ -325,6 +327,7 @@ impl Hypervisor {
         let Some(Guest { vm, started, .. }) = self.guests.get_mut(index) else {
             return;
         };
+        show_kept(vm);
         CONSOLE.lock().flush_guest(index);
         log::info!("vm={} restarts", vm.config.name);
         vm.reason = None;

@@ -23,7 +23,7 @@ use crate::arch::{ExitVector, enter_guest, timer};
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::cpu::Cpu;
-use crate::exit::{Env, Failure, Next, VIRTUAL_TIMER_INTID, handle, sync_interrupts};
+use crate::exit::{self, Env, Failure, Next, VIRTUAL_TIMER_INTID, handle, sync_interrupts};
 use crate::life::{Fate, Life};
 use crate::monitor::Trace;
 use crate::output::CONSOLE;
@@ -31,7 +31,7 @@ use crate::report::{End, Invariants, MachineInfo, RegionInfo, VmInfo};
 use crate::sched::{Place, RunQueue};
 use crate::traps::controls::{Controls, controls};
 use crate::traps::debug::comparators_shown;
-use crate::traps::esr::{Esr, Exit, Syndrome};
+use crate::traps::esr::Exit;
 use crate::traps::id_regs::{GuestShape, IdRegs};
 use crate::vcpu::{GuestContext, Vcpu};
 use crate::vm::{Board, Vm};
@@ -281,9 +281,14 @@ fn run_slice(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, place: P
         if !all.prepare_entry(cpu, place) {
             return all;
         }
-        drop(all);
-        let vector = enter_guest(&mut cpu.context);
-        all = shared.lock();
+        let vector = loop {
+            drop(all);
+            let vector = enter_guest(&mut cpu.context);
+            all = shared.lock();
+            if vector != ExitVector::Sync || !all.access_uart(cpu, place.0) {
+                break vector;
+            }
+        };
         all.finish_exit(cpu, place);
         let next = all.answer(cpu, place, vector);
         if next == Next::Gather {
@@ -334,6 +339,22 @@ impl Hypervisor {
         core::mem::swap(&mut vcpu.context, &mut cpu.context);
         processor.entered = Some(place);
         true
+    }
+
+    /// Answers an access to a UART that nobody else needs to know of. To the others the vCPU has never left the guest, as it
+    /// goes back at once: what they have asked of it meanwhile has sent it an interrupt. An SError that it caused is left in
+    /// `DISR_EL1` for its next exit.
+    fn access_uart(&mut self, cpu: &mut ThisCpu, vm_index: usize) -> bool {
+        // What a terminal shows, it shows at once.
+        let keep = self.config.batch || vm_index != self.attached;
+        let guest = self.guests.get_mut(vm_index);
+        let Some(Guest {
+            vm, trace: None, ..
+        }) = guest
+        else {
+            return false;
+        };
+        exit::access_uart(&mut cpu.context, vm, keep)
     }
 
     /// Puts the registers of a vCPU that has left the guest back.
@@ -413,16 +434,16 @@ impl Hypervisor {
         if let Some(trace) = trace {
             trace.record(vcpu_index, context);
         }
-        let exit = Exit::decode(Syndrome {
-            esr: Esr(context.esr),
-            far: context.far,
-            hpfar: context.hpfar,
-        });
+        let exit = Exit::decode(context.syndrome());
         let mut env = Env {
             cpu: &mut cpu.el2,
             memory: &mut self.memory,
             hw: &self.board.hw,
-            transmit: &mut |vm: &Vm, byte| CONSOLE.lock().guest_byte(vm.index, byte),
+            transmit: &mut |vm: &mut Vm, byte| {
+                let mut console = CONSOLE.lock();
+                console.guest_bytes(vm.index, vm.uart.take_kept());
+                console.guest_byte(vm.index, byte)
+            },
             gathered: core::mem::take(&mut cpu.gathered),
             mapped: None,
             now: timer::counter(),

@@ -192,7 +192,7 @@ impl Hypervisor {
             ""
         ));
         for Guest { vm, .. } in self.vms() {
-            let exits = &vm.exits;
+            let exits = vm.exits.told();
             let memory = self.memory.vm_account(vm.id).unwrap_or_default();
             let mut text = String::new();
             for figure in [

@@ -184,6 +184,42 @@ impl DataAbort {
     }
 }
 
+/// A load or store that a device is asked for, of the kind that nearly all are, decoded alone and therefore quickly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainAccess {
+    /// The full IPA.
+    pub ipa: u64,
+    /// Bytes: 1, 2, 4 or 8.
+    pub bytes: u8,
+    /// The general-purpose register; 31 is XZR.
+    pub register: u8,
+    /// A store.
+    pub write: bool,
+}
+
+impl PlainAccess {
+    /// Decodes a data abort from a lower EL by a translation fault, with a valid syndrome of a load that does not extend
+    /// the sign or of a store. `None`: it is anything else.
+    #[inline]
+    pub const fn decode(syndrome: Syndrome) -> Option<Self> {
+        /// TagAccess, EC, IL, ISV, SSE, CM, S1PTW, and all of DFSC but the level.
+        const MASK: u64 =
+            1 << Stage2Fault::TAG_ACCESS_BIT | 0xff << 24 | 1 << 21 | 1 << 8 | 1 << 7 | 0x3c;
+        /// A data abort (0x24), of an instruction of 32 bits, described; a translation fault.
+        const PLAIN: u64 = 0x24 << 26 | 1 << 25 | 1 << 24 | 4;
+        let esr = syndrome.esr.0;
+        if esr & MASK != PLAIN {
+            return None;
+        }
+        Some(Self {
+            ipa: page_of_hpfar(syndrome.hpfar) | syndrome.far & 0xfff,
+            bytes: 1 << (esr >> 22 & 3),
+            register: (esr >> 16 & 31) as u8,
+            write: esr & 1 << 6 != 0,
+        })
+    }
+}
+
 const fn valid_far(syndrome: Syndrome, fault: Stage2Fault) -> Option<u64> {
     if fault.uses_fnv() && syndrome.esr.bit(10) {
         None

@@ -217,6 +217,7 @@ const fn fault_address(exception: Exception) -> Option<u64> {
 ///
 /// Not for HVC, whose return address is the next instruction already. Gives the new (PC, PSTATE).
 /// As executing it would: BTYPE is cleared, a software step is done (D2.12), the IT state moves on.
+#[inline]
 pub const fn advance(pc: u64, pstate: u64, is_32_bit_instruction: bool) -> (u64, u64) {
     if pstate & spsr::AARCH32 != 0 {
         let bytes = if is_32_bit_instruction { 4 } else { 2 };

@@ -459,7 +459,9 @@ impl Rig {
             cpu: &mut self.cpu,
             memory: &mut self.memory,
             hw: &self.board.hw,
-            transmit: &mut |vm: &Vm, byte| {
+            transmit: &mut |vm: &mut Vm, byte| {
+                let kept = vm.uart.take_kept().to_vec();
+                sent.extend(kept.iter().map(|byte| (vm.index, *byte)));
                 sent.push((vm.index, byte));
                 room
             },

@@ -250,4 +250,37 @@ proptest! {
             prop_assert!(access.wide_register || access.loaded(data) >> 32 == 0);
         }
     }
+    /// Nearly all bits right, so that many are plain; and what is decoded whole says the same.
+    #[test]
+    fn a_plain_access_is_what_is_decoded_whole(
+        esr in prop_oneof![Just(0x93_u64 << 24 | 6), any::<u64>()],
+        flips in proptest::collection::vec(0..64_u32, 0..3),
+        size in 0..4_u64, rt in 0..32_u64, write: bool, far: u64, hpfar: u64,
+    ) {
+        let esr = esr & !(3 << 22 | 31 << 16 | 1 << 6) | size << 22 | rt << 16 | u64::from(write) << 6;
+        let esr = flips.iter().fold(esr, |esr, bit| esr ^ 1 << bit);
+        let syndrome = Syndrome { esr: Esr(esr), far, hpfar };
+        let whole = match Exit::decode(syndrome) {
+            Exit::DataAbort(abort) => Some(abort),
+            _ => None,
+        };
+        match PlainAccess::decode(syndrome) {
+            Some(plain) => {
+                let abort = whole.unwrap();
+                let access = abort.access.unwrap();
+                let is_translation = matches!(abort.fault, Stage2Fault::Translation { .. });
+                prop_assert!(is_translation && !abort.cache_maintenance);
+                prop_assert_eq!((Some(plain.ipa), plain.write), (abort.ipa(), abort.write));
+                prop_assert_eq!((plain.bytes, plain.register), (access.bytes, access.register));
+                prop_assert!(!access.sign_extend);
+            }
+            None => {
+                let is_plain = whole.is_some_and(|abort| {
+                    let level = matches!(abort.fault, Stage2Fault::Translation { level: 0.. });
+                    level && !abort.cache_maintenance && abort.access.is_some_and(|access| !access.sign_extend)
+                });
+                prop_assert!(!is_plain || esr & 1 << 25 == 0, "{:x} would be plain", esr);
+            }
+        }
+    }
 }
