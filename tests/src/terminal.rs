@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,8 @@ pub struct Terminal {
     child: Child,
     keyboard: File,
     screen: Arc<Mutex<String>>,
+    /// Copies what is shown to `screen` until the line is closed.
+    reader: JoinHandle<()>,
     /// How much of the screen has been waited for, in bytes.
     read: usize,
     end: Instant,
@@ -55,7 +57,7 @@ impl Terminal {
         let keyboard = File::from(master);
         let screen = Arc::new(Mutex::new(String::new()));
         let (mut shown, to) = (keyboard.try_clone()?, Arc::clone(&screen));
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
             // A closed line is an error to read.
             while let Ok(count @ 1..) = shown.read(&mut bytes) {
@@ -69,6 +71,7 @@ impl Terminal {
             child,
             keyboard,
             screen,
+            reader,
             read: 0,
             end: Instant::now() + limit,
         })
@@ -83,6 +86,14 @@ impl Terminal {
             .clone()
     }
 
+    /// After its end: waits for what is on its way to the screen. Something that it has started may keep the line open.
+    fn drain(&self) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while !self.reader.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits until it shows `text`, after what was waited for before.
     ///
     /// # Errors
@@ -90,6 +101,9 @@ impl Terminal {
     pub fn expect(&mut self, text: &str) -> Result<()> {
         loop {
             let ended = self.child.try_wait()?.is_some();
+            if ended {
+                self.drain();
+            }
             let screen = self.screen();
             if let Some(at) = screen.get(self.read..).and_then(|rest| rest.find(text)) {
                 self.read += at + text.len();
@@ -117,8 +131,7 @@ impl Terminal {
     pub fn finish(mut self) -> Result<Finished> {
         let left = self.end.saturating_duration_since(Instant::now());
         let code = wait(&mut self.child, left)?;
-        // What is on its way to the screen.
-        thread::sleep(Duration::from_millis(50));
+        self.drain();
         Ok(Finished {
             code,
             output: self.screen(),
@@ -148,5 +161,15 @@ mod tests {
         terminal.expect("got this").unwrap();
         assert!(terminal.expect("got this").is_err(), "it was shown once");
         assert_eq!(terminal.finish().unwrap().code, Some(3));
+    }
+
+    #[test]
+    fn what_is_shown_last_is_seen_though_the_program_has_ended() {
+        for _ in 0..20 {
+            let mut command = Command::new("sh");
+            command.args(["-c", "seq 20000; echo the end"]);
+            let mut terminal = Terminal::start(&mut command, Duration::from_secs(10)).unwrap();
+            terminal.expect("the end").unwrap();
+        }
     }
 }
