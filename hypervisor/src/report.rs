@@ -264,6 +264,10 @@ pub struct VmInfo {
     pub demotions: u64,
     /// Tag faults that waited for leave to evict.
     pub throttled: u64,
+    /// Time for which its vCPUs have had a CPU, nanoseconds.
+    pub cpu_ns: u64,
+    /// Time for which they were ready and others had it, nanoseconds.
+    pub stolen_ns: u64,
     /// Exits by cause.
     pub exits: Exits,
     /// Highest figures.
@@ -422,6 +426,8 @@ json_struct!(VmInfo {
     evictions_suffered,
     demotions,
     throttled,
+    cpu_ns,
+    stolen_ns,
     exits,
     peak,
     end,
@@ -672,6 +678,8 @@ mod tests {
             "tag_budget_bytes",
             "lent_bytes",
             "big_leaves",
+            "cpu_ns",
+            "stolen_ns",
             "exits",
             "peak",
             "end",

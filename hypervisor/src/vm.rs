@@ -14,6 +14,7 @@ use crate::bundle::File;
 use crate::config::VmConfig;
 use crate::cpu::Cpu;
 use crate::devices::mmio::GuestBus;
+use crate::devices::pv_time::nanoseconds;
 use crate::devices::vgic::{Vgic, VgicError};
 use crate::devices::vpsci::{PsciVm, VcpuPower};
 use crate::devices::vuart::Vuart;
@@ -105,6 +106,15 @@ impl From<MemError> for StartError {
     }
 }
 
+/// What the vCPUs of a VM have had of CPUs, in counts of the physical counter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuTime {
+    /// They had one. A sleep in the guest is in it: nobody else wanted that CPU.
+    pub ran: u64,
+    /// They were ready, and others had it.
+    pub stolen: u64,
+}
+
 /// A VM.
 #[derive(Debug)]
 pub struct Vm {
@@ -126,6 +136,10 @@ pub struct Vm {
     pub shape: GuestShape,
     /// Exits by cause.
     pub exits: Exits,
+    /// What it has had of CPUs.
+    pub time: CpuTime,
+    /// Counts in a second.
+    frequency: u64,
     /// Its leave to evict pages of others.
     pub throttle: Throttle,
     /// Lines about its mistakes that the console has had.
@@ -169,6 +183,8 @@ impl Vm {
                 .collect(),
             shape,
             exits: Exits::default(),
+            time: CpuTime::default(),
+            frequency: board.frequency,
             throttle: Throttle::new(board.eviction_rate, board.frequency),
             warnings: 0,
             end: None,
@@ -342,6 +358,8 @@ impl Vm {
             } else {
                 0
             },
+            cpu_ns: nanoseconds(self.time.ran, self.frequency),
+            stolen_ns: nanoseconds(self.time.stolen, self.frequency),
             exits: self.exits.told(),
             end: self.end,
             reason: self.reason.clone(),

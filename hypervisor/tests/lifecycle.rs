@@ -17,7 +17,7 @@ use hypervisor::report::End;
 use hypervisor::throttle::Throttle;
 use hypervisor::traps::sysreg::VcpuSysRegs;
 use hypervisor::vcpu::Wake;
-use hypervisor::vm::{Images, StartError, Vm};
+use hypervisor::vm::{CpuTime, Images, StartError, Vm};
 use stage2::account::MachineAccount;
 use stage2::addr::{Ipa, PAGE_SIZE, PhysAddr};
 use stage2::fakes::SimMachine;
@@ -575,6 +575,23 @@ fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
             }
         }
     }
+}
+
+#[test]
+fn a_vm_s_time_on_cpus_is_told_in_nanoseconds_and_not_forgotten_by_a_reset() {
+    let mut rig = Rig::new(Policy::Lazy);
+    assert_eq!(rig.board.frequency, 1_000_000);
+    rig.vms[0].time = CpuTime {
+        ran: 3_500_000,
+        stolen: 250,
+    };
+    let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+    vm.reset(&rig.board, memory, cpu).unwrap();
+    let info = rig.info(0);
+    assert_eq!((info.cpu_ns, info.stolen_ns), (3_500_000_000, 250_000));
+    let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+    vm.finish(End::Off, memory, cpu).unwrap();
+    assert_eq!(rig.info(0).cpu_ns, info.cpu_ns);
 }
 
 #[test]

@@ -102,6 +102,29 @@ fn a_vm_that_wakes_at_once_takes_no_more_than_its_share() {
     }
 }
 
+/// What a VM has had of CPUs, and what others took of its time, in milliseconds.
+fn times(run: &Run, vm: usize) -> (u64, u64) {
+    let ms = |key| run.figure(&format!("/vms/{vm}/{key}")) / 1_000_000;
+    (ms("cpu_ns"), ms("stolen_ns"))
+}
+
+#[test]
+fn the_report_tells_what_each_vm_had_of_the_cpu_and_what_others_took() {
+    let mode = |mode: &str| format!("{mode} {SHORT}");
+    let [busy, dozing] = ["mode=count", "mode=doze us=1000"].map(mode);
+    let run =
+        run([("a", &busy), ("b", &busy), ("c", &dozing)].map(|(name, mode)| guest(name, mode)));
+    // Half a second each, of which the other that is busy has half.
+    for vm in [0, 1] {
+        let (ran, stolen) = times(&run, vm);
+        assert!((230..=280).contains(&ran), "{ran} ms");
+        assert!((230..=280).contains(&stolen), "{stolen} ms");
+        assert!((490..=540).contains(&(ran + stolen)), "{ran} + {stolen} ms");
+    }
+    let (ran, stolen) = times(&run, 2);
+    assert!(ran > 0 && ran + stolen < 100, "{ran} + {stolen} ms");
+}
+
 /// What a VM counts on a CPU of its own that stores to one after the other of its pages, many of them in tag storage, while a VM
 /// on another CPU tags `permille` of a thousand pages; and how many pages were evicted.
 fn rounds_beside_tags(permille: u64) -> (u64, u64) {

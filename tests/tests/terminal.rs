@@ -158,6 +158,14 @@ fn vms_come_and_go_by_the_monitor_while_another_runs() {
     );
 }
 
+/// A number in the last line of the screen that starts with `name`.
+fn figure(screen: &str, name: &str, index: usize) -> u64 {
+    let mut rows = screen.lines().rev();
+    let row = rows.find_map(|row| row.strip_prefix(name)).unwrap();
+    let figure = row.split_whitespace().nth(index).unwrap();
+    figure.parse().unwrap()
+}
+
 #[test]
 fn the_monitor_tells_of_memory_and_stays_when_all_have_ended() {
     let finished = Scenario::of(echo("only"))
@@ -169,9 +177,13 @@ fn the_monitor_tells_of_memory_and_stays_when_all_have_ended() {
             terminal.expect("................")?;
             command(terminal, "trace only")?;
             command(terminal, "stats")?;
+            terminal.expect("cpu ms stolen ms")?;
             terminal.expect("injected")?;
             terminal.expect("only ")?;
             command(terminal, "log loud")?;
+            terminal.expect("is not")?;
+            // It runs, alone: what it has had of its CPU is told all the same.
+            assert!(figure(&terminal.screen(), "only ", 0) > 0);
             command(terminal, "help")?;
             terminal.expect("vm budget VM SIZE")?;
             command(terminal, "attach only")?;

@@ -54,16 +54,22 @@ impl StolenTime {
     /// Returns the words of the structure of `vcpu`: which of the page, and their values at `frequency` counts a second. The
     /// second one is written as a whole whenever it changes.
     #[must_use]
-    #[inline(never)]
     pub fn words(&self, vcpu: usize, frequency: u64) -> [(usize, u64); 2] {
-        let frequency = frequency.max(1);
-        let (seconds, rest) = (self.counts / frequency, self.counts % frequency);
-        let nanoseconds = seconds
-            .wrapping_mul(NANOSECONDS)
-            .wrapping_add(rest.saturating_mul(NANOSECONDS) / frequency);
+        let stolen = nanoseconds(self.counts, frequency);
         // Revision 0, no attributes; the stolen time.
-        [(vcpu * WORDS, 0), (vcpu * WORDS + 1, nanoseconds)]
+        [(vcpu * WORDS, 0), (vcpu * WORDS + 1, stolen)]
     }
+}
+
+/// Returns how many nanoseconds `counts` are, at `frequency` counts a second.
+#[must_use]
+#[inline(never)]
+pub fn nanoseconds(counts: u64, frequency: u64) -> u64 {
+    let frequency = frequency.max(1);
+    let (seconds, rest) = (counts / frequency, counts % frequency);
+    seconds
+        .wrapping_mul(NANOSECONDS)
+        .wrapping_add(rest.saturating_mul(NANOSECONDS) / frequency)
 }
 
 #[cfg(test)]

@@ -284,6 +284,7 @@ impl Hypervisor {
 
     /// Takes a VM's last figures, and the end of what it had to say.
     fn close(&mut self, index: usize, end: End) {
+        self.charge_all();
         let open = |guest: &&mut Guest| guest.vm.end.is_none();
         let Some(guest) = self.guests.get_mut(index).filter(open) else {
             return;
@@ -415,7 +416,8 @@ impl Hypervisor {
     }
 
     /// Prints the report: the table, and the JSON line if the host tool has asked for it.
-    pub(super) fn report_now(&self) {
+    pub(super) fn report_now(&mut self) {
+        self.charge_all();
         self.print_report();
         if let Some(key) = &self.config.report_key {
             CONSOLE.lock().report(key, &self.report().to_json());

@@ -90,6 +90,8 @@ struct Processor {
     mpidr: u64,
     /// Its vCPUs that are on.
     queue: RunQueue,
+    /// The vCPU that has it, and the count since which that is not charged with it.
+    given: Option<(Place, u64)>,
     /// The vCPU that it has entered. Its registers are not in the VM table, its interrupts are in list registers.
     entered: Option<Place>,
     /// A sleeper may have to wake, or there is a new vCPU: it looks who runs next.
@@ -190,6 +192,7 @@ impl Hypervisor {
             .map(|(index, &mpidr)| Processor {
                 mpidr,
                 queue: RunQueue::new(),
+                given: None,
                 entered: None,
                 look: false,
                 crowded: false,
@@ -240,9 +243,9 @@ pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
         }
         all = match all.next(&mut cpu) {
             Some(place) => {
-                let from = timer::counter();
+                all.give(cpu.index, Some(place));
                 let mut all = run_slice(shared, all, &mut cpu, place);
-                all.charge(cpu.index, place, from);
+                all.give(cpu.index, None);
                 all
             }
             None => idle(shared, all, &mut cpu),
@@ -512,7 +515,9 @@ impl Hypervisor {
             state.el1.mdscr = vcpu.sysregs.debug.mdscr_el1();
             vcpu.lrs.reset_interface();
         }
-        vcpu.stolen.counts += timer::counter().saturating_sub(vcpu.ready_at);
+        let stolen = timer::counter().saturating_sub(vcpu.ready_at);
+        vcpu.stolen.counts += stolen;
+        vm.time.stolen += stolen;
         if vcpu.stolen.shown
             && let Some(frame) = memory.translate(&cpu.el2, page)
         {

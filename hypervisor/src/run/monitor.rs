@@ -63,7 +63,10 @@ impl Hypervisor {
         let (verb, [name, other]) = (request.verb, request.args);
         match verb {
             Verb::List => self.list(),
-            Verb::Stats => self.stats(),
+            Verb::Stats => {
+                self.charge_all();
+                self.stats();
+            }
             Verb::Memory => self.print_report(),
             Verb::Blocks => self.print_blocks(),
             Verb::Help => print_help(b""),
@@ -188,14 +191,16 @@ impl Hypervisor {
 
     fn stats(&self) {
         line(format_args!(
-            "{:16}     exits       irq      page       tag      mmio    sysreg      call      wait  injected     moves  evicting   evicted",
+            "{:16}    cpu ms stolen ms     exits       irq      page       tag      mmio    sysreg      call      wait  injected     moves  evicting   evicted",
             ""
         ));
         for Guest { vm, .. } in self.vms() {
-            let exits = vm.exits.told();
-            let memory = self.memory.vm_account(vm.id).unwrap_or_default();
+            let info = vm.info(&self.memory);
+            let exits = &info.exits;
             let mut text = String::new();
             for figure in [
+                info.cpu_ns / 1_000_000,
+                info.stolen_ns / 1_000_000,
                 exits.total,
                 exits.irq,
                 exits.page,
@@ -205,13 +210,13 @@ impl Hypervisor {
                 exits.call,
                 exits.wait,
                 exits.injected,
-                memory.moves,
-                memory.evictions_caused,
-                memory.evictions_suffered,
+                info.moves,
+                info.evictions_caused,
+                info.evictions_suffered,
             ] {
                 let _ = write!(text, " {figure:9}");
             }
-            line(format_args!("{:16}{text}", vm.config.name));
+            line(format_args!("{:16}{text}", info.name));
         }
     }
 

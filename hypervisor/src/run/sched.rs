@@ -87,14 +87,29 @@ impl Hypervisor {
         choice.map(|choice| choice.place)
     }
 
-    /// Notes how long a vCPU has run on this CPU.
-    pub(super) fn charge(&mut self, this: usize, place: Place, from: u64) {
+    /// Gives a CPU to a vCPU, or to none, and charges the one that has had it with its time.
+    pub(super) fn give(&mut self, index: usize, to: Option<Place>) {
         let now = timer::counter();
-        if let Some(processor) = self.processors.get_mut(this) {
-            processor.queue.charge(place, now.saturating_sub(from));
+        let Some(processor) = self.processors.get_mut(index) else {
+            return;
+        };
+        let had = core::mem::replace(&mut processor.given, to.map(|place| (place, now)));
+        let Some((place, since)) = had else { return };
+        let counts = now.saturating_sub(since);
+        processor.queue.charge(place, counts);
+        if let Some(guest) = self.guests.get_mut(place.0) {
+            guest.vm.time.ran += counts;
         }
         if let Some(vcpu) = self.vcpu_mut(place) {
             vcpu.ready_at = now;
+        }
+    }
+
+    /// Charges all vCPUs that have a CPU with their time so far.
+    pub(super) fn charge_all(&mut self) {
+        for index in 0..self.processors.len() {
+            let given = self.processors.get(index).and_then(|cpu| cpu.given);
+            self.give(index, given.map(|(place, _)| place));
         }
     }
 
