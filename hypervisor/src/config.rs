@@ -208,6 +208,19 @@ impl Config {
         Ok(config)
     }
 
+    /// Returns how a VM of a template is to be, under the template's name.
+    #[must_use]
+    pub fn instance_of(&self, template: usize) -> Option<VmConfig> {
+        self.vms.get(template).cloned()
+    }
+
+    /// Notes that a VM of a template has started: its seed has served, no other VM gets it.
+    pub fn spend_seed(&mut self, template: usize) {
+        if let Some(template) = self.vms.get_mut(template) {
+            template.seed = Vec::new();
+        }
+    }
+
     fn apply(&mut self, key: &str, value: &str) -> Result<(), Problem> {
         match key {
             "policy" => {
@@ -502,6 +515,24 @@ mod tests {
             None,
             "tags would be lost silently"
         );
+    }
+
+    #[test]
+    fn a_template_keeps_its_seed_until_a_vm_has_started_with_it() {
+        let text = "tagvisor 1\nvm a\nkernel k\nmemory 4194304\nseed 0102\n\
+            vm b\nkernel k\nmemory 4194304\nautostart off\nseed 03\n";
+        let mut config = Config::parse(text.as_bytes()).unwrap();
+        let seed = |config: &Config, template| config.instance_of(template).unwrap().seed;
+        // A VM that is refused has used nothing, nor has one that is only looked at.
+        for _ in 0..2 {
+            assert_eq!(seed(&config, 0), [1, 2]);
+            assert_eq!(seed(&config, 1), [3]);
+        }
+        config.spend_seed(0);
+        assert!(seed(&config, 0).is_empty());
+        assert_eq!(seed(&config, 1), [3], "the other's");
+        config.spend_seed(2);
+        assert_eq!(config.instance_of(2), None);
     }
 
     #[test]

@@ -29,9 +29,9 @@ impl Hypervisor {
         let Config { batch, colour, .. } = self.config;
         CONSOLE.lock().start(!batch, colour, told);
         for template in 0..self.config.vms.len() {
-            if let Some(config) = self.instance_of(template)
+            if let Some(config) = self.config.instance_of(template)
                 && config.autostart
-                && let Err(error) = self.start_vm(&config, cpu)
+                && let Err(error) = self.start_vm(template, &config, cpu)
             {
                 let info = Vm::refused(&config, self.board.policy, &error);
                 self.refused.push(info);
@@ -61,25 +61,17 @@ impl Hypervisor {
         })
     }
 
-    /// Returns how a VM of a template is to be, under the template's name. The seed of a template serves once.
-    pub(super) fn instance_of(&mut self, template: usize) -> Option<VmConfig> {
-        let template = self.config.vms.get_mut(template)?;
-        let seed = core::mem::take(&mut template.seed);
-        Some(VmConfig {
-            seed,
-            ..template.clone()
-        })
-    }
-
-    /// Starts a VM, in the place of one that is forgotten, or a new one. Says why if it cannot start.
+    /// Starts a VM of a template, in the place of one that is forgotten, or a new one. Says why if it cannot start.
     pub(super) fn start_vm(
         &mut self,
+        template: usize,
         config: &VmConfig,
         cpu: &mut ThisCpu,
     ) -> Result<(), StartError> {
         let started = self.try_start(config, cpu);
-        if let Err(error) = &started {
-            complain(config, "refused", error);
+        match &started {
+            Ok(()) => self.config.spend_seed(template),
+            Err(error) => complain(config, "refused", error),
         }
         started
     }

@@ -125,20 +125,21 @@ impl Hypervisor {
 
     fn create(&mut self, template: &str, name: &str, cpu: &mut ThisCpu) {
         let name = if name.is_empty() { template } else { name };
-        let known = self.config.vms.iter().position(|vm| vm.name == template);
-        // A template's seed serves once: not for a VM that cannot have its name.
-        if known.is_some() && self.find(name).is_some() {
+        let mut templates = self.config.vms.iter();
+        let known = templates.position(|vm| vm.name == template);
+        let Some((known, mut config)) =
+            known.and_then(|known| Some((known, self.config.instance_of(known)?)))
+        else {
+            return line(format_args!("no template is called {template}: `vm list`"));
+        };
+        if self.find(name).is_some() {
             return line(format_args!(
                 "there is a VM called {name}: give it another name"
             ));
         }
-        let config = known.and_then(|known| self.instance_of(known));
-        let Some(mut config) = config else {
-            return line(format_args!("no template is called {template}: `vm list`"));
-        };
         config.name = name.into();
         match check_name(name) {
-            Ok(()) => drop(self.start_vm(&config, cpu)),
+            Ok(()) => drop(self.start_vm(known, &config, cpu)),
             Err(problem) => line(format_args!("{problem}")),
         }
     }
