@@ -13,7 +13,7 @@ struct Turn {
     time: u64,
 }
 
-/// The vCPUs of one CPU that are on.
+/// The vCPUs of one CPU that are on, in the order in which they came to it.
 ///
 /// Each that is ready all the time gets the same share, within a slice: whoever has run least is next. One that sleeps saves no
 /// more than a credit of what it could have had meanwhile, so that it runs soon when it wakes and keeps nobody waiting for long.
@@ -77,7 +77,7 @@ impl RunQueue {
         let Some(index) = self.iter().position(|other| other == place) else {
             return 0;
         };
-        let turn = self.turns.swap_remove(index);
+        let turn = self.turns.remove(index);
         turn.time.saturating_sub(self.floor)
     }
 
@@ -142,6 +142,32 @@ pub fn least_loaded<'a>(
         .filter(|(index, _)| allowed >> index & 1 != 0)
         .min_by_key(|(_, load)| *load)
         .map(|(index, _)| index)
+}
+
+/// Chooses a vCPU that leaves CPU `this` for one where fewer are ready: the first that came, of those that are ready and that
+/// another CPU is `allowed` to have (of a VM, bit `n`: CPU `n`). So each of more vCPUs than CPUs is alone on one in its turn.
+/// None also if it is the `next` to run: it can leave when it has.
+pub fn moves_on<'a>(
+    queues: impl Iterator<Item = &'a RunQueue> + Clone,
+    this: usize,
+    next: Place,
+    ready: impl Fn(Place) -> bool,
+    allowed: impl Fn(usize) -> u64,
+) -> Option<(Place, usize)> {
+    let count = |queue: &RunQueue| queue.iter().filter(|place| ready(*place)).count();
+    let mine = queues.clone().nth(this)?;
+    let first = mine
+        .iter()
+        .find(|place| ready(*place) && allowed(place.0) & !(1 << this) != 0)
+        .filter(|first| *first != next)?;
+    // Of CPUs with the same load the next in a circle, so that each has its turn.
+    let cpus = queues.clone().count();
+    let others = queues
+        .enumerate()
+        .filter(|(index, _)| *index != this && allowed(first.0) >> index & 1 != 0);
+    let loads = others.map(|(index, queue)| (count(queue), (index + cpus - this) % cpus, index));
+    let (least, _, to) = loads.min()?;
+    (least < count(mine)).then_some((first, to))
 }
 
 #[cfg(test)]
@@ -273,6 +299,74 @@ mod tests {
         assert_eq!(least_loaded(&queues, 0, 0b110), Some(1));
         assert_eq!(least_loaded(&queues, 0, 0b100), Some(2));
         assert_eq!(least_loaded(&queues, 0, 0b1000), None);
+    }
+
+    /// Each of `count` vCPUs that are always ready has what share of all CPUs, in percent, after two seconds of 2.5 ms.
+    fn shares(count: usize, cpus: usize, allowed: impl Fn(usize) -> u64 + Copy) -> Vec<u64> {
+        let mut queues = vec![RunQueue::new(); cpus];
+        for vm in 0..count {
+            let index = least_loaded(&queues, vm, allowed(vm)).unwrap();
+            queues[index].push((vm, 0), 0);
+        }
+        let mut had = vec![0; count];
+        for slice in 0..800 {
+            for this in 0..cpus {
+                let next = first(&mut queues[this], |_| true).unwrap();
+                had[next.0] += 1;
+                queues[this].charge(next, SLICE);
+                if (slice + this) % 8 < 2
+                    && let Some((place, to)) =
+                        moves_on(queues.iter(), this, next, |_| true, allowed)
+                {
+                    let ahead = queues[this].remove(place);
+                    queues[to].push(place, ahead);
+                }
+            }
+        }
+        had.iter().map(|had| had / 8).collect()
+    }
+
+    #[test]
+    fn more_vcpus_than_cpus_have_equal_shares_of_all() {
+        for (count, cpus) in [(3, 2), (5, 2), (4, 3), (7, 3), (9, 4), (4, 2), (8, 1)] {
+            let fair = (100 * cpus / count) as u64;
+            for share in shares(count, cpus, |_| u64::MAX) {
+                assert!(
+                    share.abs_diff(fair) <= 3,
+                    "{share} of {fair}: {count} on {cpus}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_may_not_leave_stays() {
+        // The first two may have one CPU each.
+        let only = |vm| [0b01, 0b10, 0b11].get(vm).copied().unwrap_or_default();
+        // The third shares with the one, then with the other.
+        let [first, second, third] = shares(3, 2, only)[..] else {
+            panic!("three");
+        };
+        assert!(
+            first.min(second) >= 60 && first.max(second) <= 90,
+            "{first} {second}"
+        );
+        assert!(third.abs_diff(50) <= 5, "{third}");
+        assert_eq!(
+            shares(3, 2, |vm| if vm < 2 { 0b01 } else { 0b10 }),
+            [50, 50, 100]
+        );
+    }
+
+    #[test]
+    fn nobody_leaves_for_a_cpu_where_as_many_are_ready() {
+        let queues = [queue(&[(0, 0), (1, 0)]), queue(&[(2, 0), (3, 0)])];
+        let moves =
+            |next, ready: fn(Place) -> bool| moves_on(queues.iter(), 0, next, ready, |_| u64::MAX);
+        assert_eq!(moves((1, 0), |_| true), None);
+        assert_eq!(moves((1, 0), |place| place != (3, 0)), Some(((0, 0), 1)));
+        assert_eq!(moves((0, 0), |place| place != (3, 0)), None, "it runs next");
+        assert_eq!(moves((1, 0), |place| place.0 == 1), None, "nobody waits");
     }
 
     /// One step of a CPU: who is awake, whether the one that ran gives way, and how long the next one runs.

@@ -2,7 +2,7 @@
 //! nothing is missing: 60 times, a thousand times in full.
 
 // A helper of tests may fail the test.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use anyhow::Result;
 use serde_json::Value;

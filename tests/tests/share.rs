@@ -66,6 +66,26 @@ fn each_of_four_vcpus_of_a_vm_on_a_cpu_gets_a_quarter_of_it() {
     assert_quarters(&rounds(&run, "four"), &run);
 }
 
+/// Somewhere one more shares a CPU than elsewhere: each in its turn. QEMU itself does not give its two CPUs the same number of
+/// instructions to the digit; a vCPU that never moved would get twice as many as others.
+#[test]
+fn vcpus_that_no_number_of_cpus_divides_have_equal_shares_of_all_cpus() {
+    for names in [&["a", "b", "c"][..], &["a", "b", "c", "d", "e"]] {
+        let guests = names.iter().map(|name| counter(name));
+        let scenario = guests.fold(Scenario::default(), Scenario::and);
+        let run = scenario.with(&["--icount", "--cpus", "2"]).run().unwrap();
+        assert_eq!(run.finished.code, Some(0), "{}", run.transcript());
+        let counts: Vec<u64> = names.iter().flat_map(|name| rounds(&run, name)).collect();
+        let fair = counts.iter().sum::<u64>() / names.len() as u64;
+        println!("{counts:?}, fair: {fair}");
+        assert!(
+            counts.iter().all(|count| count.abs_diff(fair) * 5 <= fair),
+            "{counts:?}: {}",
+            run.transcript()
+        );
+    }
+}
+
 /// A shorter time is enough where two share a CPU.
 const SHORT: &str = "from=50 ms=400 tail=50";
 

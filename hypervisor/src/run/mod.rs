@@ -98,6 +98,8 @@ struct Processor {
     look: bool,
     /// One of its vCPUs is ready and waits for another.
     crowded: bool,
+    /// The count at which a vCPU moved on to it or from it, last.
+    moved: u64,
     /// It may be asleep: it is told when somebody waits elsewhere.
     idle: bool,
     /// Somebody waits until its list registers are stored.
@@ -196,6 +198,7 @@ impl Hypervisor {
                 entered: None,
                 look: false,
                 crowded: false,
+                moved: 0,
                 idle: false,
                 sync: false,
                 // All but this one begin when they are called.

@@ -1,12 +1,13 @@
 //! Who runs, and until when: of the runnable vCPUs of each CPU the one that has run least, for a slice where others wait, sleepers
-//! woken by their interrupts and deadlines. A CPU without work takes a vCPU over that waits for another one.
+//! woken by their interrupts and deadlines. A CPU without work takes a vCPU over that waits for another one; where all have work,
+//! but not the same, vCPUs move on in turn.
 
 use super::{Guest, Hypervisor, ThisCpu, interrupts};
 use crate::arch::timer;
 use crate::devices::vpsci::VcpuPower;
 use crate::devices::vtimer::{deadline, raise_if_due};
 use crate::exit::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
-use crate::sched::{Place, RunQueue, least_loaded};
+use crate::sched::{Place, RunQueue, least_loaded, moves_on};
 use crate::vcpu::Vcpu;
 
 /// Time slices per second.
@@ -15,6 +16,9 @@ const SLICES_PER_SECOND: u64 = 400;
 /// In a second: whoever gets the CPU has it for so long before a sleeper's deadline takes it, or two that sleep for moments only would
 /// have the CPU change hands all the time.
 const LEAST_PER_SECOND: u64 = 20_000;
+
+/// How often in a second a vCPU may move on from a CPU where more are ready than elsewhere.
+const MOVES_PER_SECOND: u64 = 50;
 
 /// Counts in a slice. A sleeper keeps as much of what it could have run meanwhile.
 fn slice() -> u64 {
@@ -26,6 +30,13 @@ fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     }
+}
+
+/// Whether a vCPU could run now.
+fn is_ready(guests: &[Guest], (vm, vcpu): Place) -> bool {
+    let running = guests.get(vm).filter(|guest| guest.life.is_running());
+    let vcpu = running.and_then(|guest| guest.vm.vcpus.get(vcpu));
+    vcpu.is_some_and(Vcpu::is_runnable)
 }
 
 impl Hypervisor {
@@ -72,19 +83,52 @@ impl Hypervisor {
         self.wake_due(cpu);
         let (processor, guests) = (self.processors.get_mut(cpu.index)?, &self.guests);
         processor.look = false;
+        let yielding = cpu.yielding.take();
         let choice = processor
             .queue
-            .next(slice(), cpu.yielding.take(), |(vm, vcpu)| {
-                let running = guests.get(vm).filter(|guest| guest.life.is_running());
-                let vcpu = running.and_then(|guest| guest.vm.vcpus.get(vcpu));
-                vcpu.is_some_and(|vcpu| vcpu.is_runnable())
-            });
-        let waiting = choice.and_then(|choice| choice.waiting);
-        processor.crowded = waiting.is_some();
-        if let Some(waiting) = waiting {
-            self.offer(waiting, cpu.index);
+            .next(slice(), yielding, |place| is_ready(guests, place))?;
+        processor.crowded = choice.waiting.is_some();
+        if let Some(waiting) = choice.waiting
+            && !self.offer(waiting, cpu.index)
+        {
+            self.move_on(cpu, choice.place);
         }
-        choice.map(|choice| choice.place)
+        Some(choice.place)
+    }
+
+    /// Lets a vCPU of this CPU, where others wait too, move on to a CPU where fewer do, now and then.
+    #[cold]
+    fn move_on(&mut self, cpu: &mut ThisCpu, next: Place) {
+        let now = timer::counter();
+        let since = self.processors.get(cpu.index).map_or(0, |this| this.moved);
+        if now.saturating_sub(since) < timer::frequency() / MOVES_PER_SECOND {
+            return;
+        }
+        let queues = self.processors.iter().map(|processor| &processor.queue);
+        let ready = |place| is_ready(&self.guests, place);
+        let moves = moves_on(queues, cpu.index, next, ready, |vm| self.allowed(vm));
+        let Some((place, to)) = moves else { return };
+        if cpu.loaded == Some(place) {
+            self.unload(cpu);
+        }
+        self.change_cpu(place, cpu.index, to);
+        for index in [cpu.index, to] {
+            if let Some(processor) = self.processors.get_mut(index) {
+                (processor.moved, processor.look) = (now, index == to);
+            }
+        }
+        self.call(to, cpu.index);
+    }
+
+    fn change_cpu(&mut self, place: Place, from: usize, to: usize) {
+        let other = self.processors.get_mut(from);
+        let ahead = other.map_or(0, |other| other.queue.remove(place));
+        if let Some(processor) = self.processors.get_mut(to) {
+            processor.queue.push(place, ahead);
+        }
+        if let Some(vcpu) = self.vcpu_mut(place) {
+            vcpu.home = to;
+        }
     }
 
     /// Gives a CPU to a vCPU, or to none, and charges the one that has had it with its time.
@@ -125,16 +169,18 @@ impl Hypervisor {
         guest.map_or(0, |guest| guest.vm.config.cpus)
     }
 
-    /// Wakes a CPU without work, if there is one, that may take over a vCPU which waits here.
+    /// Wakes a CPU without work that may take over a vCPU which waits here. Returns whether there is one.
     #[cold]
-    fn offer(&mut self, place: Place, this: usize) {
+    fn offer(&mut self, place: Place, this: usize) -> bool {
         let allowed = self.allowed(place.0);
         let mut others = self.processors.iter_mut().enumerate();
         let idle = others.find(|(index, other)| allowed >> index & 1 != 0 && other.idle);
-        if let Some((index, other)) = idle {
-            other.look = true;
-            self.call(index, this);
-        }
+        let Some((index, other)) = idle else {
+            return false;
+        };
+        other.look = true;
+        self.call(index, this);
+        true
     }
 
     pub(super) fn set_idle(&mut self, this: usize, idle: bool) {
@@ -161,10 +207,8 @@ impl Hypervisor {
                 continue;
             }
             let may_move = |place: &Place| {
-                let guest = self.guests.get(place.0);
-                let running = guest.filter(|guest| guest.life.is_running());
-                let vcpu = running.and_then(|guest| guest.vm.vcpus.get(place.1));
-                vcpu.is_some_and(|vcpu| vcpu.is_runnable() && !vcpu.loaded)
+                is_ready(&self.guests, *place)
+                    && self.vcpu(*place).is_some_and(|vcpu| !vcpu.loaded)
                     && self.allowed(place.0) >> this & 1 != 0
             };
             if let Some(place) = queue.iter().find(may_move) {
@@ -174,14 +218,7 @@ impl Hypervisor {
         let Some((from, place)) = found else {
             return false;
         };
-        let other = self.processors.get_mut(from);
-        let ahead = other.map_or(0, |other| other.queue.remove(place));
-        if let Some(processor) = self.processors.get_mut(this) {
-            processor.queue.push(place, ahead);
-        }
-        if let Some(vcpu) = self.vcpu_mut(place) {
-            vcpu.home = this;
-        }
+        self.change_cpu(place, from, this);
         true
     }
 
