@@ -148,7 +148,7 @@ pub struct Vm {
     pub end: Option<End>,
     /// Why, if it was not by its own wish.
     pub reason: Option<String>,
-    /// Its figures at its end.
+    /// Its figures before its memory was taken away, at its end or for a reset.
     pub last_info: Option<VmInfo>,
 }
 
@@ -243,6 +243,7 @@ impl Vm {
         if let Some(first) = self.vcpus.first_mut() {
             first.power_on(at.kernel, at.dtb);
         }
+        self.last_info = None;
         Ok(())
     }
 
@@ -287,13 +288,24 @@ impl Vm {
         Ok(memory.reset(cpu, self.id)?)
     }
 
-    /// Notes how the VM ends, and its last figures; its memory may be taken away then. The first end counts.
+    /// Keeps its figures until it starts anew: its memory may be taken away then.
+    pub fn keep_figures(&mut self, memory: &Memory) {
+        self.last_info = Some(self.info(memory));
+    }
+
+    /// Notes how the VM ends, and its last figures, unless they are kept already; its memory may be taken away then. The first end
+    /// counts.
     pub fn close(&mut self, end: End, memory: &Memory) {
         if self.end.is_some() {
             return;
         }
         self.end = Some(end);
-        self.last_info = Some(self.info(memory));
+        let last = VmInfo {
+            end: self.end,
+            reason: self.reason.clone(),
+            ..self.info(memory)
+        };
+        self.last_info = Some(last);
         for vcpu in &mut self.vcpus {
             vcpu.power = VcpuPower::Off;
         }

@@ -525,6 +525,44 @@ fn a_vm_that_leaves_part_by_part_is_counted_until_all_of_it_is_gone() {
 }
 
 #[test]
+fn a_vm_that_is_ended_while_it_leaves_for_a_reset_has_the_figures_of_its_life() {
+    let mut rig = Rig::new(Policy::Lazy);
+    use_memory(&mut rig);
+    let (id, before) = (rig.vms[0].id, rig.info(0));
+    assert!(before.resident_bytes > 0 && before.pages.tagged > 0);
+    rig.vms[0].keep_figures(&rig.memory);
+    while rig.memory.release(&mut rig.cpu, id).is_some() {
+        assert_eq!(figures(&rig.info(0)), figures(&before), "while it leaves");
+    }
+    // Somebody has said stop meanwhile.
+    let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+    vm.reason = Some("somebody says so".into());
+    vm.finish(End::Stopped, memory, cpu).unwrap();
+    let expected = hypervisor::report::VmInfo {
+        end: Some(End::Stopped),
+        reason: Some("somebody says so".into()),
+        ..before
+    };
+    assert_eq!(figures(&rig.info(0)), figures(&expected));
+}
+
+#[test]
+fn a_vm_that_starts_anew_has_new_figures_and_one_that_cannot_those_of_its_life() {
+    let mut rig = Rig::new(Policy::Lazy);
+    use_memory(&mut rig);
+    let before = rig.info(0);
+    let kernel = kernel();
+    let (vm, memory, cpu) = (&mut rig.vms[0], &mut rig.memory, &mut rig.cpu);
+    vm.keep_figures(memory);
+    vm.reset(&rig.board, memory, cpu).unwrap();
+    assert!(vm.load(images(&[]), &[], memory, cpu).is_err());
+    assert_eq!(figures(&vm.info(memory)), figures(&before));
+    vm.load(images(&kernel), &[], memory, cpu).unwrap();
+    let info = vm.info(memory);
+    assert!(info.resident_bytes < before.resident_bytes && info.pages.tagged == 0);
+}
+
+#[test]
 fn a_reset_vm_is_as_new_and_its_neighbour_untouched() {
     for policy in [Policy::Lazy, Policy::Eager, Policy::Static] {
         let mut rig = Rig::new(policy);

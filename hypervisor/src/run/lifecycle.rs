@@ -244,6 +244,10 @@ impl Hypervisor {
 
     /// Begins what is to become of a VM that no CPU has in hardware any more: this CPU takes its memory away first.
     pub(super) fn carry_out(&mut self, index: usize, fate: Fate, cpu: &mut ThisCpu) {
+        self.charge_all();
+        if let Some(guest) = self.guests.get_mut(index) {
+            guest.vm.keep_figures(&self.memory);
+        }
         if let Fate::End(end) = fate {
             self.close(index, end);
         }
@@ -274,9 +278,8 @@ impl Hypervisor {
         true
     }
 
-    /// Takes a VM's last figures, and the end of what it had to say.
+    /// Notes how a VM ends, and takes the end of what it had to say.
     fn close(&mut self, index: usize, end: End) {
-        self.charge_all();
         let open = |guest: &&mut Guest| guest.vm.end.is_none();
         let Some(guest) = self.guests.get_mut(index).filter(open) else {
             return;
