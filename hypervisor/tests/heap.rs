@@ -3,17 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hypervisor::layout::heap_bytes;
-use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use stage2::addr::{Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use stage2::descriptor::Vmid;
+use stage2::fakes::Tables;
 use stage2::frames::VmId;
 use stage2::guest::{GuestSpec, Policy};
 use stage2::host::Layout as HostLayout;
 use stage2::memory::Memory;
-use stage2::ports::{FrameCopy, TableMemory, TagCache, Tlb};
 use stage2::region::{Dram, MemoryMap, TagRegion, TagRegionDesc};
 
 /// Counts what the buddy allocator would have given away, each allocation rounded up to a power of two.
@@ -58,54 +57,6 @@ fn counted<T>(counts: bool, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Hardware without any memory but tables, which are no part of the heap.
-#[derive(Default)]
-struct Tables(BTreeMap<Frame, Vec<u64>>);
-
-impl TableMemory for Tables {
-    fn read(&self, table: Frame, index: usize) -> u64 {
-        self.0
-            .get(&table)
-            .and_then(|entries| entries.get(index))
-            .map_or(0, |raw| *raw)
-    }
-    fn write(&mut self, table: Frame, index: usize, raw: u64) {
-        counted(false, || {
-            let entries = self.0.entry(table).or_insert_with(|| vec![0; 512]);
-            *entries.get_mut(index).unwrap() = raw;
-        });
-    }
-    fn clear(&mut self, table: Frame) {
-        counted(false, || self.0.remove(&table));
-    }
-}
-
-impl Tlb for Tables {
-    fn invalidate_page(&mut self, _: Vmid, _: Frame, _: Ipa) {}
-    fn invalidate_block(&mut self, _: Vmid, _: Frame, _: Ipa) {}
-    fn invalidate_vm(&mut self, _: Vmid, _: Frame) {}
-    fn publish(&mut self) {}
-}
-
-impl TagCache for Tables {
-    fn clean_invalidate_data(&mut self, _: FrameRange) {}
-    fn clean_invalidate_tags(&mut self, _: FrameRange) {}
-    fn zero_tags(&mut self, _: Frame) {}
-    fn copy_tags(&mut self, _: Frame, _: Frame) {}
-    fn tags_are_zero(&mut self, _: Frame) -> bool {
-        false
-    }
-    fn synchronize(&mut self) {}
-}
-
-impl FrameCopy for Tables {
-    fn zero_frames(&mut self, _: FrameRange) {}
-    fn copy(&mut self, _: Frame, _: Frame) {}
-    fn exchange(&mut self, _: Frame, _: Frame) {}
-    fn copy_image(&mut self, _: PhysAddr, _: PhysAddr, _: u64) {}
-    fn sync_code(&mut self, _: FrameRange) {}
-}
-
 const MIB: u64 = 1 << 20;
 
 /// The memory of a machine of so many GiB, as on QEMU's virt.
@@ -143,7 +94,8 @@ fn machine(gib: u64) -> HostLayout {
 
 /// All that EL2 ever keeps about the memory of a machine of so many GiB whose guests have tags in each 2 MiB, in bytes of heap.
 fn most(gib: u64) -> u64 {
-    let (layout, mut hw) = (machine(gib), Tables::default());
+    // Tables are no part of the heap.
+    let (layout, mut hw) = (machine(gib), Tables::new(|work| counted(false, work)));
     USED.store(0, Ordering::Relaxed);
     MOST.store(0, Ordering::Relaxed);
     counted(true, || {

@@ -1,63 +1,15 @@
 //! What the maps of memory cost.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a panic is a failed test"
-)]
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use common::{BASE, Board, MIB};
-use stage2::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
+use stage2::addr::{Ipa, PAGE_SIZE};
 use stage2::descriptor::Vmid;
+use stage2::fakes::Tables;
 use stage2::frames::VmId;
 use stage2::guest::{Access, GuestSpec, Policy, TagOutcome};
-use stage2::ports::{FrameCopy, TableMemory, TagCache, Tlb};
-
-/// Hardware without any memory but tables.
-#[derive(Default)]
-struct Tables(BTreeMap<Frame, Vec<u64>>);
-
-impl TableMemory for Tables {
-    fn read(&self, table: Frame, index: usize) -> u64 {
-        self.0.get(&table).map_or(0, |entries| entries[index])
-    }
-    fn write(&mut self, table: Frame, index: usize, raw: u64) {
-        self.0.entry(table).or_insert_with(|| vec![0; 512])[index] = raw;
-    }
-    fn clear(&mut self, table: Frame) {
-        self.0.remove(&table);
-    }
-}
-
-impl Tlb for Tables {
-    fn invalidate_page(&mut self, _: Vmid, _: Frame, _: Ipa) {}
-    fn invalidate_block(&mut self, _: Vmid, _: Frame, _: Ipa) {}
-    fn invalidate_vm(&mut self, _: Vmid, _: Frame) {}
-    fn publish(&mut self) {}
-}
-
-impl TagCache for Tables {
-    fn clean_invalidate_data(&mut self, _: FrameRange) {}
-    fn clean_invalidate_tags(&mut self, _: FrameRange) {}
-    fn zero_tags(&mut self, _: Frame) {}
-    fn copy_tags(&mut self, _: Frame, _: Frame) {}
-    fn tags_are_zero(&mut self, _: Frame) -> bool {
-        false
-    }
-    fn synchronize(&mut self) {}
-}
-
-impl FrameCopy for Tables {
-    fn zero_frames(&mut self, _: FrameRange) {}
-    fn copy(&mut self, _: Frame, _: Frame) {}
-    fn exchange(&mut self, _: Frame, _: Frame) {}
-    fn copy_image(&mut self, _: PhysAddr, _: PhysAddr, _: u64) {}
-    fn sync_code(&mut self, _: FrameRange) {}
-}
 
 #[test]
 fn metadata_is_at_most_4_bytes_a_frame_where_each_2_mib_has_a_map() {

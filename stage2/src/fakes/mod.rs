@@ -18,6 +18,7 @@ mod memory;
 mod ports;
 mod sabotage;
 mod stores;
+mod tables;
 mod tlb;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,7 @@ use self::cache::Caches;
 use self::memory::{Memory, Page};
 pub use self::sabotage::Sabotage;
 use self::stores::{Store, Value};
+pub use self::tables::Tables;
 pub use self::tlb::TlbEntry;
 use self::tlb::{BLOCK_PAGES, Cpu, PendingTlbi};
 use crate::addr::{Frame, FrameRange, Ipa, PAGE_SIZE, PhysAddr};
