@@ -26,10 +26,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
-        [self.image.clone(), self.dtb.clone()]
-            .into_iter()
-            .chain(self.bundle.clone())
+    fn data(&self) -> impl Iterator<Item = Range<u64>> {
+        [self.dtb.clone()].into_iter().chain(self.bundle.clone())
     }
 }
 
@@ -127,8 +125,7 @@ impl Layout {
             .iter()
             .map(|node| node.tag_base..node.tag_base.saturating_add(node.tag_bytes))
             .collect();
-        let foreign: Vec<Range<u64>> = ranges(&map, |by| by != Occupant::Loaded).collect();
-        let image = core::slice::from_ref(&loaded.image);
+        let foreign: Vec<Range<u64>> = ranges(&map, |by| by != Occupant::Data).collect();
         check_image(&loaded.image, &map, &storage)?;
         let all = |only_taggable: bool| {
             map.dram
@@ -137,17 +134,17 @@ impl Layout {
                 .map(|dram| dram.range.base().get()..dram.range.end().get())
                 .collect::<Vec<_>>()
         };
-        let data = without(&without(&all(false), &foreign), image);
-        let tagged = without(&without(&without(&all(true), &foreign), &storage), image);
+        let data = without(&all(false), &foreign);
+        let tagged = without(&without(&all(true), &foreign), &storage);
         let bytes = heap_bytes(machine.memory_bytes());
         let heap = place(bytes, &map, &storage).ok_or(Unusable::NoRoom { bytes })?;
         map.occupied
-            .extend(occupied_by(Occupant::Loaded, [heap.clone()]));
+            .extend(occupied_by(Occupant::Data, [heap.clone()]));
         let others = machine.cpus.len().clamp(1, MAX_CPUS) - 1;
         let bytes = others as u64 * Stacks::BYTES;
         let stacks = place(bytes, &map, &storage).unwrap_or(0..0);
         map.occupied
-            .extend(occupied_by(Occupant::Loaded, [stacks.clone()]));
+            .extend(occupied_by(Occupant::Data, [stacks.clone()]));
         Ok(Self {
             data,
             tagged,
@@ -211,8 +208,10 @@ fn ranges(map: &MemoryMap, wanted: impl Fn(Occupant) -> bool) -> impl Iterator<I
 
 /// What is taken before anything is decided. A page that is both ours and firmware's is ours.
 fn occupied(machine: &Machine, loaded: &Loaded) -> Vec<Occupied> {
-    let ours: Vec<Range<u64>> = loaded.ranges().collect();
-    let mut all = occupied_by(Occupant::Loaded, ours.iter().cloned());
+    let mut ours: Vec<Range<u64>> = loaded.data().collect();
+    let mut all = occupied_by(Occupant::Data, ours.iter().cloned());
+    all.extend(occupied_by(Occupant::Image, [loaded.image.clone()]));
+    ours.push(loaded.image.clone());
     for reserved in &machine.reserved {
         let range = reserved.range.base()..reserved.range.end();
         match reserved.by {

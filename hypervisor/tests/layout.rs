@@ -56,9 +56,20 @@ fn check(machine: &Machine, loaded: &Loaded, layout: &Layout) -> HostMemory {
         !touches(&layout.data, &loaded.image),
         "mapped as code, not data"
     );
-    let ours = taken(layout, Occupant::Loaded);
-    for range in [&loaded.image, &loaded.dtb, &layout.heap] {
+    let ours = taken(layout, Occupant::Data);
+    for range in [&loaded.dtb, &layout.heap] {
         assert!(covers(&ours, range), "{range:x?}");
+    }
+    assert!(covers(&taken(layout, Occupant::Image), &loaded.image));
+    // A block that is used is swept first, through the Tagged view of what it covers.
+    for region in &layout.regions {
+        let offline = |block| region.offline().iter().any(|range| range.contains(&block));
+        for block in (0..region.blocks()).filter(|&block| !offline(block)) {
+            let covered = region.coverage(block);
+            let start = covered.start.addr().get();
+            let covered = start..start + covered.bytes();
+            assert!(covers(&layout.tagged, &covered), "{covered:x?}");
+        }
     }
     assert!(covers(&layout.data, &layout.heap));
     let lost = taken(layout, Occupant::StaticTags);
@@ -84,6 +95,13 @@ fn on_the_usual_machine_all_but_the_image_is_data_and_storage_is_never_tagged() 
     let tagged = [BASE..loaded.image.start, loaded.image.end..storage.start];
     assert_eq!(layout.tagged, tagged);
     assert_eq!((layout.regions.len(), layout.refused.len()), (1, 0));
+    let image =
+        (loaded.image.start - BASE) / (128 << 10)..(loaded.image.end - BASE).div_ceil(128 << 10);
+    assert_eq!(
+        layout.regions[0].offline(),
+        [image.start as u32..image.end as u32],
+        "what it loaded as data never has tags"
+    );
     let tags = layout.regions[0].tags();
     assert_eq!(
         (tags.start.addr().get(), tags.bytes()),
@@ -139,7 +157,7 @@ fn every_cpu_but_one_gets_stacks_if_there_is_room() {
     check(&board, &loaded(), &layout);
     assert_eq!(Stacks::in_range(&layout.stacks).count(), 3);
     assert_eq!(layout.stacks.end, storage(&board).start, "no tag storage");
-    assert!(covers(&taken(&layout, Occupant::Loaded), &layout.stacks));
+    assert!(covers(&taken(&layout, Occupant::Data), &layout.stacks));
     assert!(covers(&layout.data, &layout.stacks));
     assert!(!touches(std::slice::from_ref(&layout.heap), &layout.stacks));
 

@@ -25,8 +25,10 @@ pub struct Dram {
 /// Who holds memory that is not ours to give.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Occupant {
-    /// The hypervisor's image, the bundle, the device tree: a boot loader put it there.
-    Loaded,
+    /// The hypervisor's image.
+    Image,
+    /// The hypervisor's data: the bundle, the device tree, its heap and stacks. Nobody uses tags of it.
+    Data,
     /// Firmware, by a reserved range of the device tree.
     Firmware,
     /// The carve-out of a region that was refused: it stays tag storage.
@@ -288,23 +290,25 @@ impl TagRegion {
         FrameRange::new(start, self.coverage_frames()).intersect(self.tagged)
     }
 
-    /// Blocks of which a part, or a part of the coverage that exists, is not ours (S7).
+    /// Blocks of which a part, or a part of the coverage that exists, is not ours (S7), and those that cover our
+    /// image. What they cover of our data is memory without tags.
     fn find_offline(&self, memory: &MemoryMap) -> Vec<Range<u32>> {
-        let mut taken: Vec<FrameRange> = memory
-            .occupied
-            .iter()
-            .map(|taken| taken.range.outer_frames())
-            .collect();
-        let ours = memory.dram.iter().filter(|dram| dram.taggable);
-        taken.extend(subtract(
-            alloc::vec![self.tagged],
-            ours.map(|dram| dram.range.inner_frames()),
-        ));
         let mut offline: Vec<Range<u32>> = Vec::new();
-        for hole in taken {
+        let mut cover = |hole: FrameRange| {
             let covered = hole.intersect(self.tagged);
             offline.extend(self.block_range(covered, self.tagged, self.coverage_frames()));
-            let stored = hole.intersect(self.tags);
+        };
+        let ours = memory.dram.iter().filter(|dram| dram.taggable);
+        let ours = ours.map(|dram| dram.range.inner_frames());
+        for hole in subtract(alloc::vec![self.tagged], ours) {
+            cover(hole);
+        }
+        let taken = || memory.occupied.iter();
+        for taken in taken().filter(|taken| taken.by != Occupant::Data) {
+            cover(taken.range.outer_frames());
+        }
+        for taken in taken() {
+            let stored = taken.range.outer_frames().intersect(self.tags);
             offline.extend(self.block_range(stored, self.tags, self.block_frames));
         }
         merge(offline)
@@ -353,7 +357,7 @@ fn in_free_dram(tags: PhysRange, memory: &MemoryMap) -> Result<(), RegionError> 
     let loaded = memory
         .occupied
         .iter()
-        .filter(|taken| taken.by == Occupant::Loaded);
+        .filter(|taken| matches!(taken.by, Occupant::Image | Occupant::Data));
     match loaded
         .map(|taken| taken.range)
         .find(|range| range.overlaps(tags))

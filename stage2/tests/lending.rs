@@ -9,9 +9,12 @@
 
 mod common;
 
-use common::{Board, KIB, MIB, World, page};
+use common::{BASE, Board, KIB, MIB, World, page, range};
 use stage2::addr::PAGE_SIZE;
+use stage2::block::BlockState;
 use stage2::guest::{MemError, Policy};
+use stage2::pool::BlockId;
+use stage2::region::{Occupant, Occupied};
 
 const STEPS: u64 = if cfg!(feature = "full") {
     12_000
@@ -123,6 +126,37 @@ fn a_crowded_machine_keeps_data_and_tags_of_all() {
         assert!(account.peak_lent > 0, "block {block:#x}");
         assert_all_comes_back(world, 3);
     }
+}
+
+#[test]
+fn tag_storage_of_the_hypervisor_s_data_is_lent_and_never_taken_back() {
+    let data = Occupied {
+        range: range(BASE + 2 * MIB + 4 * KIB, 3 * MIB),
+        by: Occupant::Data,
+    };
+    let board = Board::new(&[28 * MIB], 0x1000).occupy(data);
+    let mut world = World::new(&board, Policy::Lazy);
+    world.watch = false;
+    create(&mut world, 0, (8 * MIB, false, Policy::Lazy, 0));
+    for number in 0..8 * MIB / PAGE_SIZE {
+        world.store(0, page(number), number as u8).unwrap();
+    }
+    let account = world.memory.account();
+    assert_eq!((account.offline, account.lent), (0, account.carve_out));
+    // Tags of another VM need some of it back.
+    create(&mut world, 1, (8 * MIB, true, Policy::Lazy, 64 * KIB));
+    for number in (0..8 * MIB / PAGE_SIZE).step_by(8) {
+        world.stg(1, page(number), 5).unwrap();
+    }
+    assert!(world.memory.evicted() > 0);
+    for index in 16..16 + 25 {
+        let block = BlockId { region: 0, index };
+        let state = world.memory.host().blocks().state(block);
+        assert_eq!(state, BlockState::Lent { frames: 1 }, "{block}");
+    }
+    world.read_back();
+    world.check();
+    assert_all_comes_back(world, 2);
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn what_is_refused_says_why_in_one_line() {
                 let loaded = range(0x8_fbff_ffff, 0x10);
                 m.occupied.push(Occupied {
                     range: loaded,
-                    by: Occupant::Loaded,
+                    by: Occupant::Data,
                 });
             },
             "[0x8fbffffff, 0x8fc00000f) was loaded into the carve-out [0x8f8000000, \
@@ -229,11 +229,14 @@ fn a_block_is_offline_if_a_byte_of_it_or_of_its_coverage_is_not_ours() {
     assert_eq!(offline(&covered), [0, 1]);
     let own = board().occupy(firmware(tags + 0x2000 * 5 + 0x1fff, 1));
     assert_eq!(offline(&own), [5]);
-    let loaded = Occupied {
-        range: range(BASE + MIB, 1),
-        by: Occupant::Loaded,
+    let taken = |base, by| Occupied {
+        range: range(base, 1),
+        by,
     };
-    assert_eq!(offline(&board().occupy(loaded)), [4]);
+    let image = taken(BASE + MIB, Occupant::Image);
+    assert_eq!(offline(&board().occupy(image)), [4]);
+    let data = taken(BASE + MIB, Occupant::Data);
+    assert_eq!(offline(&board().occupy(data)), [], "it has no tags");
     let both = board()
         .occupy(firmware(BASE + MIB, MIB))
         .occupy(firmware(BASE + MIB, 2 * MIB));
@@ -406,7 +409,7 @@ proptest! {
         for (at, bytes) in taken {
             let range = range(BASE + at, bytes);
             if range.outer_frames().intersect(tags).is_empty() {
-                board.memory.occupied.push(Occupied { range, by: Occupant::Loaded });
+                board.memory.occupied.push(Occupied { range, by: Occupant::Data });
             }
         }
         let mut memory = board.memory(Policy::Lazy);
