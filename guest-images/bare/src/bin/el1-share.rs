@@ -2,11 +2,12 @@
 //!
 //! `mode=` on the command line says what it does, `vcpus=N` on how many vCPUs, all alike. From `from=MS` of its own time on, for
 //! `ms=MS`, each vCPU counts its rounds; it goes on for `tail=MS`, so that guests that started at about the same time have company
-//! as long as they count. A line `SHARE cpu=N rounds=N` for each vCPU, the last line is `DONE MODE rounds=N`, the sum.
+//! as long as they count. A line `SHARE cpu=N rounds=N` for each vCPU, the last line is
+//! `DONE MODE rounds=N bad=N`, the sum, and pages that did not hold what had been stored there.
 //!
 //! | mode | a round is |
 //! |---|---|
-//! | `count` | some 2,000 instructions, and with `touch=1` a store to the next page of all its memory |
+//! | `count` | some 2,000 instructions, and with `touch=1`, for one vCPU, a look at the next page of all its memory and a store |
 //! | `hvc` | a hypercall |
 //! | `mmio` | a read of a device's register |
 //! | `doze` | a sleep of `us=N` microseconds |
@@ -42,10 +43,12 @@ mod guest {
     /// How long a sleep and the work before it take, in counts of the virtual counter.
     static SLEEP: AtomicU64 = AtomicU64::new(0);
     static BUSY: AtomicU64 = AtomicU64::new(0);
-    /// The pages that are touched: the next one, the first and the end of all.
+    /// The pages that are touched: the next one, the first and the end of all; how often each has been, and what was wrong.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static FIRST: AtomicU64 = AtomicU64::new(0);
     static BEYOND: AtomicU64 = AtomicU64::new(0);
+    static LAP: AtomicU64 = AtomicU64::new(0);
+    static BAD: AtomicU64 = AtomicU64::new(0);
 
     static ROUNDS: [AtomicU64; smp::MOST as usize] =
         [const { AtomicU64::new(0) }; smp::MOST as usize];
@@ -79,11 +82,25 @@ mod guest {
         if first == beyond {
             return;
         }
-        let page = NEXT.load(Relaxed);
+        touch(first, beyond);
+        // In counted time QEMU's CPUs take turns, and a turn ends here, or else with the next timer: the other CPUs keep pace.
+        execute!("yield");
+    }
+
+    /// Looks whether the next page holds what was stored last, at first nothing, and stores something else.
+    fn touch(first: u64, beyond: u64) {
+        let (page, lap) = (NEXT.load(Relaxed), LAP.load(Relaxed));
+        let stored = if lap == 0 { 0 } else { page + lap - 1 };
+        let place = page as *mut u64;
         // SAFETY: RAM that nothing else is in, which `main` has looked up.
-        unsafe { (page as *mut u64).write_volatile(page) };
+        let found = unsafe { place.read_volatile() };
+        // SAFETY: as above.
+        unsafe { place.write_volatile(page + lap) };
+        BAD.fetch_add((found != stored).into(), Relaxed);
         let next = page + PAGE;
-        NEXT.store(if next < beyond { next } else { first }, Relaxed);
+        let is_last = next >= beyond;
+        NEXT.store(if is_last { first } else { next }, Relaxed);
+        LAP.store(lap + u64::from(is_last), Relaxed);
     }
 
     fn call() {
@@ -177,7 +194,7 @@ mod guest {
             say!("SHARE cpu={cpu} rounds={count}");
             sum += count;
         }
-        say!("DONE {mode} rounds={sum}");
+        say!("DONE {mode} rounds={sum} bad={}", BAD.load(Relaxed));
         psci::system_off()
     }
 }
