@@ -43,7 +43,9 @@ impl TableMemory for Tables {
         (self.aside)(&mut || {
             let entries = self.tables.entry(table);
             let entries = entries.or_insert_with(|| alloc::vec![0; TABLE_ENTRIES]);
-            entries[index] = raw;
+            if let Some(entry) = entries.get_mut(index) {
+                *entry = raw;
+            }
         });
     }
 
