@@ -246,9 +246,9 @@ pub fn run(shared: &'static Shared, mut cpu: ThisCpu) -> ! {
         }
         all = match all.next(&mut cpu) {
             Some(place) => {
-                all.give(cpu.index, Some(place));
+                all.give(cpu.index, place);
                 let mut all = run_slice(shared, all, &mut cpu, place);
-                all.give(cpu.index, None);
+                all.charge(cpu.index);
                 all
             }
             None => idle(shared, all, &mut cpu),
@@ -275,6 +275,7 @@ fn idle(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu) -> Held {
 }
 
 /// Runs a vCPU until it gives way, its slice is over, somebody else's time has come, or its VM stops.
+#[inline(never)]
 fn run_slice(shared: &'static Shared, mut all: Held, cpu: &mut ThisCpu, place: Place) -> Held {
     if !all.switch_to(cpu, place) {
         return all;

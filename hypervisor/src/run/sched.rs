@@ -131,14 +131,24 @@ impl Hypervisor {
         }
     }
 
-    /// Gives a CPU to a vCPU, or to none, and charges the one that has had it with its time.
-    pub(super) fn give(&mut self, index: usize, to: Option<Place>) {
+    /// Gives a CPU to a vCPU.
+    #[inline(never)]
+    pub(super) fn give(&mut self, index: usize, place: Place) {
+        if let Some(processor) = self.processors.get_mut(index) {
+            processor.given = Some((place, timer::counter()));
+        }
+    }
+
+    /// Takes a CPU back from the vCPU that has it, and charges that with its time.
+    #[inline(never)]
+    pub(super) fn charge(&mut self, index: usize) {
         let now = timer::counter();
         let Some(processor) = self.processors.get_mut(index) else {
             return;
         };
-        let had = core::mem::replace(&mut processor.given, to.map(|place| (place, now)));
-        let Some((place, since)) = had else { return };
+        let Some((place, since)) = processor.given.take() else {
+            return;
+        };
         let counts = now.saturating_sub(since);
         processor.queue.charge(place, counts);
         if let Some(guest) = self.guests.get_mut(place.0) {
@@ -153,7 +163,10 @@ impl Hypervisor {
     pub(super) fn charge_all(&mut self) {
         for index in 0..self.processors.len() {
             let given = self.processors.get(index).and_then(|cpu| cpu.given);
-            self.give(index, given.map(|(place, _)| place));
+            if let Some((place, _)) = given {
+                self.charge(index);
+                self.give(index, place);
+            }
         }
     }
 
