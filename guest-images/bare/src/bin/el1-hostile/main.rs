@@ -10,31 +10,22 @@
 fn main() {}
 
 #[cfg(target_os = "none")]
-mod calls;
-#[cfg(target_os = "none")]
-mod checks;
-#[cfg(target_os = "none")]
-mod debug;
-#[cfg(target_os = "none")]
-mod devices;
-#[cfg(target_os = "none")]
-mod interrupts;
-#[cfg(target_os = "none")]
-mod memory;
-#[cfg(target_os = "none")]
-mod registers;
-#[cfg(target_os = "none")]
-mod state;
-#[cfg(target_os = "none")]
-mod tags;
-
-#[cfg(target_os = "none")]
+#[path = "."]
 mod guest {
+    mod calls;
+    mod checks;
+    mod debug;
+    mod devices;
+    mod interrupts;
+    mod memory;
+    mod registers;
+    mod state;
+    mod tags;
+
     use bare_guests::rt::{Boot, current_el, mmu, psci};
     use bare_guests::{args, say, write_sys};
 
-    use super::checks::Checks;
-    use super::{calls, debug, devices, interrupts, memory, registers, state, tags};
+    use checks::Checks;
 
     bare_guests::entry!(main);
 

@@ -14,18 +14,16 @@
 fn main() {}
 
 #[cfg(target_os = "none")]
-mod access;
-#[cfg(target_os = "none")]
-mod maps;
-#[cfg(target_os = "none")]
-mod steps;
-
-#[cfg(target_os = "none")]
+#[path = "."]
 mod guest {
+    mod access;
+    mod maps;
+    mod steps;
+
     use bare_guests::rt::{Boot, current_el, mmu, mte, psci};
     use bare_guests::{args, say};
 
-    use super::steps::Steps;
+    use steps::Steps;
 
     bare_guests::entry!(main);
 

@@ -8,8 +8,8 @@ use bare_guests::rt::pages::{Pages, Wrong};
 use bare_guests::rt::{clock, gic, mmu, mte, smp};
 use bare_guests::{execute, say};
 
-use super::guest::{Found, Job};
 use super::tagger::Choice;
+use super::{Found, Job};
 
 /// How long the other vCPU may take to start or stop, in milliseconds.
 const PATIENCE: u64 = 20_000;

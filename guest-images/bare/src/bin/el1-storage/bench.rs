@@ -4,7 +4,7 @@ use bare_guests::rt::mte;
 use bare_guests::rt::pages::Wrong;
 use bare_guests::{mark, say};
 
-use super::guest::{Found, Job};
+use super::{Found, Job};
 
 /// Marks each first tag access of a page: one STG.
 fn touch(address: u64) {

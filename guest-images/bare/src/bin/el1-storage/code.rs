@@ -7,8 +7,8 @@ use bare_guests::rt::pages::{Pages, Wrong};
 use bare_guests::rt::{clock, gic, mmu, mte, smp};
 use bare_guests::{execute, say};
 
-use super::guest::{Found, Job};
 use super::tagger::Choice;
+use super::{Found, Job};
 
 /// Every fourth page holds code that is never rewritten: what the second vCPU runs.
 const FIXED: u64 = 4;

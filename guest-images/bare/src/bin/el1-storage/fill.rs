@@ -3,7 +3,7 @@
 use bare_guests::rt::pages::Wrong;
 use bare_guests::say;
 
-use super::guest::{Found, Job};
+use super::{Found, Job};
 
 /// An eighth of the pages is rewritten in each round: the version of `page` after round `round`.
 const fn version(page: u64, round: u64) -> u64 {

@@ -20,20 +20,15 @@
 fn main() {}
 
 #[cfg(target_os = "none")]
-mod atomics;
-#[cfg(target_os = "none")]
-mod bench;
-#[cfg(target_os = "none")]
-mod code;
-#[cfg(target_os = "none")]
-mod fill;
-#[cfg(target_os = "none")]
-mod reset;
-#[cfg(target_os = "none")]
-mod tagger;
-
-#[cfg(target_os = "none")]
+#[path = "."]
 mod guest {
+    mod atomics;
+    mod bench;
+    mod code;
+    mod fill;
+    mod reset;
+    mod tagger;
+
     use bare_guests::pattern::Sum;
     use bare_guests::rt::pages::{PAGE, Pages, Wrong};
     use bare_guests::rt::{Boot, clock, current_el, mmu, mte, psci};
@@ -97,13 +92,13 @@ mod guest {
 
         fn run(&self) -> Result<Found, Wrong> {
             match args::text(self.line, "mode").unwrap_or_default() {
-                "tag" => super::tagger::run(self),
-                "fill" => super::fill::run(self),
-                "bench" => super::bench::tag(self),
-                "fresh" => super::bench::fresh(self),
-                "reset" => super::reset::run(self),
-                "code" => super::code::run(self),
-                "atomics" => super::atomics::run(self),
+                "tag" => tagger::run(self),
+                "fill" => fill::run(self),
+                "bench" => bench::tag(self),
+                "fresh" => bench::fresh(self),
+                "reset" => reset::run(self),
+                "code" => code::run(self),
+                "atomics" => atomics::run(self),
                 other => {
                     say!("no mode {other}: see el1-storage");
                     psci::system_off()

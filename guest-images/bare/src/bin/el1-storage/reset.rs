@@ -4,8 +4,8 @@ use bare_guests::rt::pages::Wrong;
 use bare_guests::rt::{console, gic, mte, psci};
 use bare_guests::say;
 
-use super::guest::{Found, Job};
 use super::tagger::Choice;
+use super::{Found, Job};
 
 /// Looks at all pages, dirties them, and waits for a key.
 pub fn run(job: &Job) -> Result<Found, Wrong> {

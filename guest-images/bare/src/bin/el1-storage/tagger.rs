@@ -5,7 +5,7 @@ use bare_guests::rt::mte;
 use bare_guests::rt::pages::{Checked, Pages, Wrong};
 use bare_guests::{execute, say};
 
-use super::guest::{Found, Job};
+use super::{Found, Job};
 
 /// Which pages get tags.
 #[derive(Clone, Copy)]
