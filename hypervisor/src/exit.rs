@@ -143,10 +143,12 @@ pub fn handle<C: Cpu>(exit: Exit, vm: &mut Vm, vcpu: usize, env: &mut Env<'_, C>
 
 /// Answers an access to the UART that concerns nobody but it and the guest, as most do. Returns whether it was one; the guest
 /// may go on as if it had never left then. Bytes are kept in the UART where they may be.
-pub fn access_uart(context: &mut GuestContext, vm: &mut Vm, keep: bool) -> bool {
-    let Some(access) = PlainAccess::decode(context.syndrome()) else {
-        return false;
-    };
+pub fn access_uart(
+    access: PlainAccess,
+    context: &mut GuestContext,
+    vm: &mut Vm,
+    keep: bool,
+) -> bool {
     let PlainAccess {
         ipa,
         bytes,

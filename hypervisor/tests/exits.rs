@@ -9,6 +9,7 @@ mod support;
 
 use hypervisor::devices::mmio::UART_INTID;
 use hypervisor::exit::{Failure, Next, PHYSICAL_TIMER_INTID, access_uart};
+use hypervisor::traps::fault::PlainAccess;
 use hypervisor::traps::id_regs::{IdReg, Need};
 use hypervisor::traps::inject::Injected;
 use hypervisor::vcpu::Wake;
@@ -274,7 +275,9 @@ fn use_uart(steps: &[UartStep], quick: bool) -> (UartSeen, u64) {
                 let esr = TRANSLATION | WIDE | write | described(bytes, 3);
                 let mut context = rig.context().clone();
                 (context.esr, context.far, context.hpfar) = (esr, FAR | ipa, ipa >> 12 << 4);
-                if quick && access_uart(&mut context, &mut rig.vms[0], true) {
+                let access = PlainAccess::decode(context.syndrome()).filter(|_| quick);
+                let vm = &mut rig.vms[0];
+                if access.is_some_and(|access| access_uart(access, &mut context, vm, true)) {
                     *rig.context() = context;
                 } else {
                     rig.exit(esr, FAR | ipa, ipa);

@@ -32,6 +32,7 @@ use crate::sched::{Place, RunQueue};
 use crate::traps::controls::{Controls, controls};
 use crate::traps::debug::comparators_shown;
 use crate::traps::esr::Exit;
+use crate::traps::fault::PlainAccess;
 use crate::traps::id_regs::{GuestShape, IdRegs};
 use crate::vcpu::{GuestContext, Vcpu};
 use crate::vm::{Board, Vm};
@@ -352,6 +353,9 @@ impl Hypervisor {
     /// goes back at once: what they have asked of it meanwhile has sent it an interrupt. An SError that it caused is left in
     /// `DISR_EL1` for its next exit.
     fn access_uart(&mut self, cpu: &mut ThisCpu, vm_index: usize) -> bool {
+        let Some(access) = PlainAccess::decode(cpu.context.syndrome()) else {
+            return false;
+        };
         // What a terminal shows, it shows at once.
         let keep = self.config.batch || vm_index != self.attached;
         let guest = self.guests.get_mut(vm_index);
@@ -361,7 +365,7 @@ impl Hypervisor {
         else {
             return false;
         };
-        exit::access_uart(&mut cpu.context, vm, keep)
+        exit::access_uart(access, &mut cpu.context, vm, keep)
     }
 
     /// Puts the registers of a vCPU that has left the guest back.
