@@ -477,8 +477,16 @@ impl fmt::Display for Report {
         for vm in &self.vms {
             vm.write_events(f)?;
         }
-        let Invariants { checked, broken } = self.invariants;
-        write!(f, "  invariants: {checked} checked, {broken} broken")
+        match self.invariants {
+            // A release build looks when a VM ends.
+            Invariants {
+                checked: 0,
+                broken: 0,
+            } => f.write_str("  invariants: not checked yet"),
+            Invariants { checked, broken } => {
+                write!(f, "  invariants: {checked} checked, {broken} broken")
+            }
+        }
     }
 }
 
@@ -721,6 +729,20 @@ mod tests {
             ..report()
         };
         assert!(without.to_string().contains("no tag region"));
+        let early = Report {
+            invariants: Invariants::default(),
+            ..report()
+        };
+        assert!(early.to_string().ends_with("invariants: not checked yet"));
+        let lost = Invariants {
+            checked: 0,
+            broken: 1,
+        };
+        let lost = Report {
+            invariants: lost,
+            ..report()
+        };
+        assert!(lost.to_string().ends_with("0 checked, 1 broken"));
     }
 
     #[test]

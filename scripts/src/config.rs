@@ -81,7 +81,10 @@ impl DemoGuest {
             mte: self.mte,
             tag_budget: self.tag_budget,
             policy: Policy::Auto,
-            cmdline: format!("console=ttyAMA0{} tagvisor.part={}", self.words, self.name),
+            cmdline: format!(
+                "console=ttyAMA0 earlycon{} tagvisor.part={}",
+                self.words, self.name
+            ),
             seed: String::new(),
             autostart: true,
         }
