@@ -114,7 +114,9 @@ impl Hypervisor {
         self.change_cpu(place, cpu.index, to);
         for index in [cpu.index, to] {
             if let Some(processor) = self.processors.get_mut(index) {
-                (processor.moved, processor.look) = (now, index == to);
+                processor.moved = now;
+                // Unloading may have made this one look again, too.
+                processor.look |= index == to;
             }
         }
         self.call(to, cpu.index);
