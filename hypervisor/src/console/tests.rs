@@ -318,6 +318,42 @@ fn flood(mode: Mode, fifo: usize, length: usize) -> (String, [usize; 3]) {
     (String::from_utf8(recorder.sent).unwrap(), sent)
 }
 
+/// A UART keeps bytes while it was told that there is room, and hands them on when there may be none any more.
+#[test]
+fn bytes_that_were_kept_are_not_lost_when_the_uart_is_full() {
+    let mut recorder = Recorder {
+        room: 0,
+        ..Recorder::default()
+    };
+    let mut console = console(&mut recorder, Mode::Batch);
+    let (mut sent, mut open) = ([0_usize; 3], 0b111_u64);
+    for _ in 0..500 {
+        for (vm, sent) in sent.iter_mut().enumerate() {
+            while open >> vm & 1 != 0 {
+                console.guest_bytes(vm, &[b'x'; KEPT_BYTES]);
+                *sent += KEPT_BYTES + 1;
+                if !console.guest_byte(vm, b'x') {
+                    open &= !(1 << vm);
+                    *sent += TRANSMIT_HEADROOM;
+                    for _ in 0..TRANSMIT_HEADROOM {
+                        console.guest_byte(vm, b'x');
+                    }
+                }
+            }
+        }
+        assert!(console.screen.out.len() <= OUT_BYTES);
+        console.screen.uart.as_mut().unwrap().room = 16;
+        open |= console.drain();
+    }
+    console.screen.uart.as_mut().unwrap().room = usize::MAX;
+    console.drain();
+    (0..3).for_each(|vm| console.flush_guest(vm));
+    console.flush();
+    let text = String::from_utf8(recorder.sent).unwrap();
+    assert_eq!(text.matches('x').count(), sent.iter().sum::<usize>());
+    assert!(sent.iter().all(|sent| *sent > LINE_BYTES), "{sent:?}");
+}
+
 #[test]
 fn a_full_uart_stops_guests_loses_nothing_and_serves_all() {
     for mode in [Mode::Batch, Mode::Interactive] {

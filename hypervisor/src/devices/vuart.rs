@@ -1,7 +1,7 @@
 //! A guest's UART: an Arm PL011 (DDI 0183) as Linux's `amba-pl011` driver, its earlycon and simple guests use it.
 //!
-//! A byte written is sent at once: the guest finds its transmit FIFO empty, unless the console behind it
-//! [has no room](Vuart::set_transmit_room). Received bytes wait in a FIFO of 16 ([`Vuart::receive`] refuses more). Like QEMU,
+//! A byte written is gone at once: the guest finds its transmit FIFO empty, unless the console behind it
+//! [has no room](Vuart::set_transmit_room). It is sent, or [kept](Vuart::poke) until its line ends. Received bytes wait in a FIFO of 16 ([`Vuart::receive`] refuses more). Like QEMU,
 //! sending and receiving work without `UARTCR.UARTEN`, as early consoles expect. No modem lines, no DMA, no errors.
 
 use alloc::collections::VecDeque;
@@ -63,6 +63,7 @@ const INT_ALL: u32 = 0x7ff;
 /// The UART of one VM.
 #[derive(Debug)]
 pub struct Vuart {
+    /// What the guest has sent and nobody has got yet, and how much of it there is.
     kept: [u8; KEPT_BYTES],
     kept_bytes: usize,
     received: VecDeque<u8>,
@@ -163,7 +164,7 @@ impl Vuart {
         None
     }
 
-    /// Reads the flags: none of those that no read changes is read more often. `None`: it is something else.
+    /// Reads the flags, which Linux reads before each byte. `None`: it is another register, or none.
     #[inline]
     pub fn peek(&self, offset: u64, size: u8) -> Option<u64> {
         (offset == FR && size <= 4).then(|| self.flags().into())
